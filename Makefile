@@ -1,0 +1,20 @@
+# Two commands matter: `make demo` and `make test`. Both make .venv first, from pinned versions.
+PYTHON ?= python3.11
+BIN := .venv/bin
+CORPUS ?= toy
+DATA_DIR ?=
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.PHONY: install demo test lint
+install: .venv/installed
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
