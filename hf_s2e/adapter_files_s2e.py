@@ -1,0 +1,206 @@
+"""Adapter repos on disk and on the Hub: what is in them, how it is checked, and how one finds its base."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers.utils import cached_file
+
+ADAPTER_WEIGHTS = "adapter.safetensors"
+# Keywords of from_pretrained that say how a repo is fetched; those that name a place inside one repo are never handed
+# on from an adapter to its base.
+FETCH_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token")
+PLACE_KEYWORDS = ("revision", "subfolder")
+MAX_HEADER_BYTES = 100_000  # an adapter's safetensors header takes about 12,000
+MAX_LABELS = 10_000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_COMMIT = re.compile(r"snapshots[/\\]([0-9a-f]{40})[/\\]")
+_RESERVED_NAMES = frozenset(dir(torch.nn.ModuleDict()))
+
+
+class S2EAdapterError(Exception):
+    """An adapter does not fit, is damaged or cannot be found.
+
+    Derives from Exception directly: `pipeline` catches OSError, ValueError, TypeError and RuntimeError while it loads
+    a model, and buries their message under a second attempt.
+    """
+
+
+def check_adapter_name(name: Any) -> str:
+    """The name itself, if it can be an adapter's: letters, digits, `-` and `_`, at most 64."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise S2EAdapterError(
+            f"{name!r} cannot be an adapter's name: expected 1 to 64 letters, digits, '-' or '_', beginning with a "
+            "letter or digit."
+        )
+    if name in _RESERVED_NAMES:
+        raise S2EAdapterError(f"{name!r} cannot be an adapter's name: torch uses it itself; choose another.")
+    return name
+
+
+def check_labels(labels: Any) -> list[str]:
+    """The labels as a list, if they can be a classifier's: at least one, different strings."""
+    if isinstance(labels, (str, bytes)) or not hasattr(labels, "__iter__"):
+        raise S2EAdapterError(f"labels is {labels!r}, but must be a list of class names.")
+    labels = list(labels)
+    if not 1 <= len(labels) <= MAX_LABELS or not all(isinstance(label, str) and label for label in labels):
+        raise S2EAdapterError(
+            f"labels must be 1 to {MAX_LABELS} non-empty strings, but {len(labels)} were given: {labels[:5]!r}."
+        )
+    if len(set(labels)) != len(labels):
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        raise S2EAdapterError(f"labels must differ from each other, but these come twice: {twice}.")
+    return labels
+
+
+def tensors_sha256(tensors: Mapping[str, torch.Tensor], extra: str = "") -> str:
+    """SHA-256 over the tensors' names, dtypes, shapes and bytes, in the order of the names, and over `extra`."""
+    digest = hashlib.sha256(extra.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\n{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def fingerprint(shared: Mapping[str, torch.Tensor], front_end: Mapping[str, Any]) -> str:
+    """What identifies a base: its shared filters, as stored in fp32, and its front end's settings."""
+    settings = json.dumps(dict(front_end), sort_keys=True)
+    return tensors_sha256({name: tensor.float() for name, tensor in shared.items()}, extra=settings)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file in one step: there is the old file or the whole new one, never a part."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, partial, metadata={"format": "pt", **metadata})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_tensors(path: str | Path, expected: Mapping[str, tuple[int, ...]], source: str) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter file, checked against the shapes that the model expects before any is allocated.
+
+    Raises:
+        S2EAdapterError: no safetensors file, too large, or a tensor missing, unknown, wrongly shaped or typed.
+    """
+    size, largest = os.path.getsize(path), 4 * sum(map(_numel, expected.values())) + MAX_HEADER_BYTES
+    if size > largest:
+        raise S2EAdapterError(
+            f"Adapter {source!r}: {ADAPTER_WEIGHTS} has {size} bytes, but at most {largest} are possible here; it "
+            "belongs to another model or is damaged: fetch it again."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            _check_header(file, expected, source)
+            return {name: file.get_tensor(name) for name in expected}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise S2EAdapterError(
+            f"Adapter {source!r}: {ADAPTER_WEIGHTS} is not a whole safetensors file ({error}); fetch it again. Other "
+            "formats (pickle) are never loaded."
+        ) from error
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _check_header(file: Any, expected: Mapping[str, tuple[int, ...]], source: str) -> None:
+    found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or unknown:
+        raise S2EAdapterError(
+            f"Adapter {source!r} does not fit this model: missing tensors {_first(missing)}, unknown tensors "
+            f"{_first(unknown)}; it was made for another architecture or is damaged."
+        )
+    for name, shape in expected.items():
+        is_shape, is_dtype = tuple(found[name].get_shape()), found[name].get_dtype()
+        if is_shape != tuple(shape) or is_dtype != "F32":
+            raise S2EAdapterError(
+                f"Adapter {source!r} does not fit this model: {name} is {is_dtype} {is_shape}, expected F32 "
+                f"{tuple(shape)}."
+            )
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    shown = ", ".join(names[:count]) or "none"
+    return shown + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def fetch(source: str, filename: str, *, required: bool = True, **hub: Any) -> str | None:
+    """The local path of one file of a folder or Hub repo; None where it is absent and not required.
+
+    Raises:
+        S2EAdapterError: the repo or a required file cannot be had; the message says why.
+    """
+    try:
+        path = cached_file(source, filename, _raise_exceptions_for_missing_entries=False, **hub)
+    except OSError as error:  # transformers words every failure of the Hub as one
+        raise S2EAdapterError(f"Cannot read {filename} of {source!r}: {_one_line(error)}") from error
+    if path is None and required:
+        raise S2EAdapterError(f"{source!r} has no {filename}: it is not an adapter repo, or an incomplete one.")
+    return path
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400]
+
+
+def commit_of(path: str | None) -> str | None:
+    """The commit of a file in the Hub's cache, from its path; None for a local file."""
+    match = _COMMIT.search(path or "")
+    return match and match[1]
+
+
+def find_base(config: Any, source: str, subfolder: str = "") -> dict[str, Any]:
+    """Where an adapter's base is: keyword arguments (`pretrained_model_name_or_path`, `revision`) to load it with.
+
+    A local adapter is asked for its `base_local_path` and for a sibling folder named like the base; otherwise, and
+    for every adapter that comes from the Hub, the base is the Hub id in its config, at the revision recorded there.
+
+    Raises:
+        S2EAdapterError: the config names no base, or none that can be a Hub id.
+    """
+    base = config.base_model_name_or_path
+    if os.path.isdir(source):
+        for folder in _local_candidates(config, Path(source, subfolder)):
+            if (folder / "config.json").is_file():
+                return {"pretrained_model_name_or_path": str(folder)}
+    try:
+        if not base or not isinstance(base, str):
+            raise HFValidationError("it names none")
+        validate_repo_id(base)
+    except HFValidationError as error:
+        raise S2EAdapterError(
+            f"Adapter {source!r} does not say which base it needs ({_one_line(error)}); pass base_model=BASE."
+        ) from error
+    where = {"pretrained_model_name_or_path": base}
+    return where | ({"revision": config.base_model_revision} if config.base_model_revision else {})
+
+
+def _local_candidates(config: Any, folder: Path):
+    if config.base_local_path:
+        yield (folder / config.base_local_path).resolve()
+    if config.base_model_name_or_path:
+        yield folder.resolve().parent / str(config.base_model_name_or_path).rsplit("/", 1)[-1]
+
+
+def wrong_base(config: Any, source: str, found: str) -> S2EAdapterError:
+    """The error for a base whose fingerprint is not the adapter's."""
+    base, revision = config.base_model_name_or_path, config.base_model_revision
+    at = f", revision={revision!r}" if revision else ""
+    return S2EAdapterError(
+        f"Adapter {source!r} was trained on the base {base!r} (fingerprint {str(config.base_fingerprint)[:12]}) and "
+        f"gives nonsense on this one (fingerprint {found[:12]}): load its own with "
+        f"S2EForAudioClassification.from_pretrained({base!r}{at}), or pass base_model= a copy of it."
+    )

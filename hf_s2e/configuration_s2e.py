@@ -1,0 +1,204 @@
+"""Configuration of the residual-adapter ResNet20 and of its front end.
+
+The defaults are those of Xi et al., "Speaker to Emotion: Domain Adaptation for Speech Emotion Recognition with
+Residual Adapters" (APSIPA ASC 2019): section IV-A for the front end, Table I for the network.
+"""
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+# Settings of the front end (section IV-A). They belong to the network: an adapter trained on other spectrograms is
+# useless, so they are part of the base's fingerprint, and `preprocessor_config.json` is written from them.
+FRONT_END_DEFAULTS: dict[str, Any] = {
+    "sampling_rate": 16_000,  # Hz
+    "window_length": 640,  # samples: 40 ms, Hamming
+    "hop_length": 160,  # samples: 10 ms
+    "n_fft": 1600,  # points: bins of 10 Hz
+    "num_bins": 400,  # bins kept from 0 Hz: 0-4 kHz
+    "segment_length": 32_000,  # samples: 2 s, 200 frames
+    "segment_hop": 16_000,  # samples: 1 s overlap
+    "mu": 255.0,
+    "normalization": "segment",
+    "drop_tail": False,
+}
+NORMALIZATIONS = ("segment", "utterance", "none")
+SHORTCUTS = ("pool", "projection")
+AGGREGATIONS = ("mean", "geometric", "max")
+POOLINGS = ("mean", "mean_std")
+BASE_DOMAIN = "speaker"
+
+
+class S2EConfig(PretrainedConfig):
+    """Configuration of [`S2EModel`] and [`S2EForAudioClassification`].
+
+    A model holds one shared network and any number of *domains*: a domain is everything that one corpus owns, that is
+    its 1x1 adapters (alpha), its batch norms and its classifier. `domains` maps each domain's name to
+    `{"labels": [...], "use_shared": bool, "pooling": str, "method": str}`. The domain the network itself was trained
+    on is `base_domain`; `id2label` and `num_labels` always describe the active domain.
+
+    Args:
+        hidden_sizes: width of each stage; the last convolution of a stage doubles it.
+        depths: number of basic blocks in each stage.
+        adapters: whether the convolutions have parallel 1x1 adapters. `False` is the plain ResNet20.
+        adapt_stem: give the 7x7 convolution an adapter too.
+        shortcut: `"pool"` (2x2 average pooling and zero channels) or `"projection"` (1x1 stride-2 convolution, shared
+            and frozen like the 3x3 filters, with the domain's batch norm) where width and stride change.
+        aggregation: how the segments' posteriors become the utterance's: `"mean"`, `"geometric"` or `"max"`.
+        domains, base_domain, active_domain: see above. Without `domains` there is one, the base domain, with the
+            labels of `id2label` or `num_labels`.
+        fused: adapter and batch norm are folded into the convolutions (see `fuse`).
+        repo_id: the Hub id under which this base is published.
+        base_model_name_or_path, base_model_revision, base_local_path, base_fingerprint: set in the config of an
+            adapter repo only; they say which base the adapter needs.
+        adapter_name, adapter_sha256, method, use_shared, pooling: set in the config of an adapter repo only; they
+            describe the adapter itself (its labels are `id2label`).
+        **kwargs: front-end settings (`sampling_rate`, `window_length`, `hop_length`, `n_fft`, `num_bins`,
+            `segment_length`, `segment_hop`, `mu`, `normalization`, `drop_tail`) and whatever `PretrainedConfig` takes.
+
+    Raises:
+        ValueError: a setting has a value that the network or the front end cannot have.
+    """
+
+    model_type = "s2e"
+    _auto_class = "AutoConfig"
+
+    def __init__(
+        self,
+        *,
+        hidden_sizes: list[int] | None = None,
+        depths: list[int] | None = None,
+        stem_kernel_size: int = 7,
+        adapters: bool = True,
+        adapt_stem: bool = False,
+        shortcut: str = "pool",
+        aggregation: str = "mean",
+        batch_norm_eps: float = 1e-5,
+        batch_norm_momentum: float = 0.1,
+        domains: dict[str, dict[str, Any]] | None = None,
+        base_domain: str = BASE_DOMAIN,
+        active_domain: str | None = None,
+        fused: bool = False,
+        repo_id: str | None = None,
+        base_model_name_or_path: str | None = None,
+        base_model_revision: str | None = None,
+        base_local_path: str | None = None,
+        base_fingerprint: str | None = None,
+        adapter_name: str | None = None,
+        adapter_sha256: str | None = None,
+        method: str | None = None,
+        use_shared: bool | None = None,
+        pooling: str | None = None,
+        **kwargs,
+    ):
+        for name, default in FRONT_END_DEFAULTS.items():
+            setattr(self, name, kwargs.pop(name, default))
+        self.hidden_sizes = list(hidden_sizes or (32, 64, 128))
+        self.depths = list(depths or (3, 3, 3))
+        self.stem_kernel_size = stem_kernel_size
+        self.adapters = adapters
+        self.adapt_stem = adapt_stem
+        self.shortcut = shortcut
+        self.aggregation = aggregation
+        self.batch_norm_eps = batch_norm_eps
+        self.batch_norm_momentum = batch_norm_momentum
+        self.base_domain = base_domain
+        self.active_domain = active_domain or base_domain
+        self.domains = {name: dict(spec) for name, spec in (domains or {self.base_domain: {}}).items()}
+        self.fused = fused
+        self.repo_id = repo_id
+        self.base_model_name_or_path = base_model_name_or_path
+        self.base_model_revision = base_model_revision
+        self.base_local_path = base_local_path
+        self.base_fingerprint = base_fingerprint
+        self.adapter_name = adapter_name
+        self.adapter_sha256 = adapter_sha256
+        self.method = method
+        self.use_shared = use_shared
+        self.pooling = pooling
+        self._validate()
+        labels = self.domains[self.active_domain].get("labels")
+        if labels and "id2label" not in kwargs and "num_labels" not in kwargs:
+            kwargs.update(_label_maps(labels))
+        super().__init__(**kwargs)
+        for name, spec in self.domains.items():
+            spec.setdefault("labels", self.labels_of(name))
+
+    def _validate(self) -> None:
+        _one_of("normalization", self.normalization, NORMALIZATIONS)
+        _one_of("shortcut", self.shortcut, SHORTCUTS)
+        _one_of("aggregation", self.aggregation, AGGREGATIONS)
+        for name in ("sampling_rate", "window_length", "hop_length", "n_fft", "num_bins", "segment_length"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be positive.")
+        if self.window_length > self.n_fft or self.num_bins > self.n_fft // 2 + 1:
+            raise ValueError(
+                f"n_fft={self.n_fft} is too small for window_length={self.window_length} and "
+                f"num_bins={self.num_bins}: it must be at least the window and at least 2 (num_bins - 1)."
+            )
+        if self.segment_length % self.hop_length or self.segment_hop % self.hop_length:
+            raise ValueError(
+                f"segment_length={self.segment_length} and segment_hop={self.segment_hop} must be multiples of "
+                f"hop_length={self.hop_length}, so that segments begin on a frame."
+            )
+        if not 0 < self.segment_hop <= self.segment_length:
+            raise ValueError(
+                f"segment_hop={self.segment_hop} must be positive and at most segment_length={self.segment_length}: "
+                "no sample may be skipped."
+            )
+        if self.mu <= 0:
+            raise ValueError(f"mu is {self.mu}, but must be positive.")
+        if len(self.depths) != len(self.hidden_sizes) or min(self.depths) < 1:
+            raise ValueError(
+                f"depths={self.depths} and hidden_sizes={self.hidden_sizes} must have one entry a stage, depths >= 1."
+            )
+        if any(wide != 2 * narrow for narrow, wide in zip(self.hidden_sizes, self.hidden_sizes[1:])):
+            raise ValueError(f"hidden_sizes={self.hidden_sizes}: each stage must be twice as wide as the one before.")
+        for name, spec in self.domains.items():
+            _one_of(f"pooling of domain {name!r}", spec.get("pooling", "mean"), POOLINGS)
+        if self.active_domain not in self.domains:
+            raise ValueError(f"active_domain {self.active_domain!r} is not among the domains {sorted(self.domains)}.")
+
+    @property
+    def front_end(self) -> dict[str, Any]:
+        """The settings of the front end, as [`S2EFeatureExtractor`] takes them."""
+        return {name: getattr(self, name) for name in FRONT_END_DEFAULTS}
+
+    @property
+    def frames_per_segment(self) -> int:
+        """Spectrogram frames in a segment (200: 2 s at a 10 ms shift)."""
+        return self.segment_length // self.hop_length
+
+    @property
+    def embedding_size(self) -> int:
+        """Channels after the last stage (256)."""
+        return 2 * self.hidden_sizes[-1]
+
+    def labels_of(self, domain: str) -> list[str]:
+        """The class names of a domain, in the order of its logits."""
+        if domain == self.active_domain:  # id2label is what users and transformers change
+            return [self.id2label[i] for i in range(self.num_labels)]
+        return list(self.domains[domain]["labels"])
+
+    def activate(self, domain: str) -> None:
+        """Make `id2label`, `label2id` and `num_labels` describe `domain`."""
+        self.domains[self.active_domain]["labels"] = self.labels_of(self.active_domain)
+        maps = _label_maps(self.domains[domain]["labels"])
+        self.id2label, self.label2id = maps["id2label"], maps["label2id"]
+        self.active_domain = domain
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        output["domains"] = {
+            name: {**spec, "labels": self.labels_of(name)} for name, spec in self.domains.items()
+        }
+        return output
+
+
+def _label_maps(labels: list[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, allowed))}.")

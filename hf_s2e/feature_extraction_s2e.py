@@ -1,0 +1,203 @@
+"""The front end: waveform -> mu-law spectrogram segments (section IV-A).
+
+One implementation in torch serves the feature extractor, training on the accelerator and the exported graph.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import SequenceFeatureExtractor
+from transformers.feature_extraction_utils import BatchFeature
+
+from .configuration_s2e import FRONT_END_DEFAULTS, S2EConfig
+
+SILENCE = 1e-5  # floor of the maximum that spectrograms are divided by: silence gives zeros, not noise
+
+
+class S2EFrontEnd:
+    """Mu-law magnitude spectrograms of 2 s segments, on whatever device the waveform is on.
+
+    Args:
+        **settings: the front-end settings of [`S2EConfig`]; those left out have their defaults.
+    """
+
+    def __init__(self, **settings):
+        unknown = set(settings) - set(FRONT_END_DEFAULTS)
+        if unknown:
+            raise TypeError(f"unknown front-end settings {sorted(unknown)}; known are {sorted(FRONT_END_DEFAULTS)}")
+        # The configuration validates; here they are only held.
+        self.settings = S2EConfig(**settings).front_end
+        for name, value in self.settings.items():
+            setattr(self, name, value)
+        self.frames = self.segment_length // self.hop_length
+        # Samples of one segment with the half windows that its first and last frame reach beyond it.
+        self.context = self.window_length // 2
+        self.segment_samples = (self.frames - 1) * self.hop_length + self.window_length
+
+    def num_segments(self, num_samples: int) -> int:
+        """Segments that an utterance of `num_samples` samples is cut into: 2 s with 1 s overlap, at least one."""
+        beyond = max(0, num_samples - self.segment_length) / self.segment_hop
+        return 1 + (math.floor(beyond) if self.drop_tail else math.ceil(beyond))
+
+    def pad(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Zero-pad an utterance (samples,) so that it holds whole segments, and by half a window at either end."""
+        total = self.segment_length + self.segment_hop * (self.num_segments(waveform.shape[-1]) - 1)
+        waveform = waveform[..., :total]
+        return F.pad(waveform, (self.context, total - waveform.shape[-1] + self.context))
+
+    def magnitude(self, padded: torch.Tensor) -> torch.Tensor:
+        """Magnitude spectrogram: (..., samples) with context on both sides -> (..., frames, bins).
+
+        Frame j is centred on sample `j * hop_length` of the waveform without its context.
+        """
+        window = torch.hamming_window(
+            self.window_length, periodic=False, dtype=padded.dtype, device=padded.device
+        )  # symmetric
+        frames = padded.unfold(-1, self.window_length, self.hop_length) * window
+        return torch.fft.rfft(frames, n=self.n_fft).abs()[..., : self.num_bins]
+
+    def mu_law(self, magnitude: torch.Tensor, maximum: torch.Tensor | float | None = None) -> torch.Tensor:
+        """`ln(1 + mu x / xmax) / ln(1 + mu)` of (..., bins, frames); xmax over the last two dimensions by default."""
+        if self.normalization != "none":
+            if maximum is None:
+                maximum = magnitude.amax(dim=(-2, -1), keepdim=True)
+            maximum = torch.as_tensor(maximum, dtype=magnitude.dtype, device=magnitude.device)
+            magnitude = magnitude / maximum.clamp(min=SILENCE)
+        return torch.log1p(self.mu * magnitude) / math.log1p(self.mu)
+
+    def segments(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Spectrograms of segments cut out by the caller: (batch, segment_samples) -> (batch, bins, frames).
+
+        Each row has `context` samples before the segment; training reads its batches this way.
+        """
+        return self.mu_law(self.magnitude(waveforms).transpose(-2, -1))
+
+    def peak(self, waveform: torch.Tensor) -> float:
+        """The largest magnitude of an utterance (samples,): what `normalization="utterance"` divides by."""
+        total = self.pad(waveform).shape[-1] - self.window_length + self.hop_length
+        frames = self.magnitude(self.pad(waveform))[: total // self.hop_length]
+        return float(frames.amax())
+
+    def __call__(self, waveform: torch.Tensor, maximum: float | None = None) -> torch.Tensor:
+        """One utterance (samples,) -> (segments, bins, frames).
+
+        `maximum` replaces the utterance's own largest magnitude where `normalization="utterance"`.
+        """
+        count = self.num_segments(waveform.shape[-1])
+        shift = self.segment_hop // self.hop_length
+        magnitude = self.magnitude(self.pad(waveform))[: self.frames + shift * (count - 1)]
+        if self.normalization == "utterance" and maximum is None:
+            maximum = magnitude.amax()
+        # (frames, bins) -> (segments, bins, frames of the segment)
+        return self.mu_law(magnitude.unfold(0, self.frames, shift), maximum)
+
+
+class S2EFeatureExtractor(SequenceFeatureExtractor):
+    """Makes `input_values` (batch, segments, 400, 200) and `attention_mask` (batch, segments) from waveforms.
+
+    Args:
+        **kwargs: the front-end settings of [`S2EConfig`], of which this is the mirror in `preprocessor_config.json`.
+    """
+
+    model_input_names = ["input_values", "attention_mask"]  # noqa: RUF012
+    _auto_class = "AutoFeatureExtractor"
+
+    def __init__(self, *, padding_value: float = 0.0, **kwargs):
+        settings = {name: kwargs.pop(name, default) for name, default in FRONT_END_DEFAULTS.items()}
+        kwargs.pop("feature_size", None)
+        super().__init__(
+            feature_size=settings["num_bins"],
+            sampling_rate=settings["sampling_rate"],
+            padding_value=padding_value,
+            **kwargs,
+        )
+        S2EFrontEnd(**settings)  # validates
+        for name, value in settings.items():
+            setattr(self, name, value)
+
+    @classmethod
+    def from_model_config(cls, config: Any) -> "S2EFeatureExtractor":
+        """The extractor that a model with this configuration was trained with."""
+        return cls(**{name: getattr(config, name) for name in FRONT_END_DEFAULTS})
+
+    @property
+    def front_end(self) -> S2EFrontEnd:
+        return S2EFrontEnd(**{name: getattr(self, name) for name in FRONT_END_DEFAULTS})
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        return_tensors: str | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Spectrogram segments of one waveform or a list of them.
+
+        Args:
+            raw_speech: 1-D float waveform(s), full scale 1: an array, a tensor, a list of floats, or a list of these.
+                A 2-D array is a batch of waveforms.
+            sampling_rate: Hz. Must be this extractor's (16000); give it, so that a wrong rate is noticed.
+            return_tensors: `"pt"` or `"np"` (the default).
+
+        Returns:
+            `input_values` float32 (batch, segments, bins, frames), zero-padded to the longest utterance, and
+            `attention_mask` int64 (batch, segments), 1 where there is a segment.
+
+        Raises:
+            ValueError: another sampling rate, empty audio, more than one channel, integers, NaN or infinite samples.
+        """
+        if sampling_rate is not None and sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"The audio has a sampling rate of {sampling_rate} Hz, but this feature extractor takes "
+                f"{self.sampling_rate} Hz. Resample it first, or use S2EPipeline, which does."
+            )
+        front_end = self.front_end
+        spectrograms = [front_end(_waveform(item)) for item in _as_list(raw_speech)]
+        longest = max(len(item) for item in spectrograms)
+        values = torch.full(
+            (len(spectrograms), longest, *spectrograms[0].shape[1:]), float(self.padding_value)
+        )
+        mask = torch.zeros(len(spectrograms), longest, dtype=torch.long)
+        for row, item in enumerate(spectrograms):
+            values[row, : len(item)] = item
+            mask[row, : len(item)] = 1
+        data = {"input_values": values, "attention_mask": mask}
+        if return_tensors != "pt":
+            data = {name: tensor.numpy() for name, tensor in data.items()}
+        return BatchFeature(data, tensor_type=return_tensors)
+
+
+def _as_list(raw_speech: Any) -> list:
+    if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
+        if raw_speech.ndim not in (1, 2):
+            raise ValueError(f"Audio of shape {tuple(raw_speech.shape)}: expected (samples,) or (batch, samples).")
+        return [raw_speech] if raw_speech.ndim == 1 else list(raw_speech)
+    if not isinstance(raw_speech, (list, tuple)):
+        raise ValueError(f"Audio is a {type(raw_speech).__name__}: expected an array, a tensor or a list of these.")
+    if not raw_speech:
+        raise ValueError("Empty audio: a list with no waveform in it.")
+    if isinstance(raw_speech[0], (int, float)):
+        return [np.asarray(raw_speech, dtype=np.float32)]
+    return list(raw_speech)
+
+
+def _waveform(item: Any) -> torch.Tensor:
+    waveform = item.detach() if isinstance(item, torch.Tensor) else torch.from_numpy(np.array(item))
+    if waveform.ndim != 1:
+        raise ValueError(
+            f"A waveform of shape {tuple(waveform.shape)}: expected one channel, (samples,). Mix the channels down "
+            "first, or use S2EPipeline, which does."
+        )
+    if not waveform.numel():
+        raise ValueError("Empty audio: the waveform has no samples; at least one is needed.")
+    if not waveform.is_floating_point():
+        raise ValueError(
+            f"A waveform of {waveform.dtype} samples: expected floats of full scale 1 (int16 samples / 32768)."
+        )
+    waveform = waveform.to(torch.float32)
+    if not torch.isfinite(waveform).all():
+        raise ValueError("The waveform has NaN or infinite samples: repair or leave out this recording.")
+    return waveform

@@ -1,0 +1,542 @@
+"""The residual-adapter ResNet20 (Xi et al. 2019, section III and Table I)."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .adapter_files_s2e import (
+    FETCH_KEYWORDS,
+    PLACE_KEYWORDS,
+    S2EAdapterError,
+    commit_of,
+    fetch,
+    find_base,
+)
+from .adapters_s2e import S2EAdapterMixin
+from .configuration_s2e import S2EConfig
+from .feature_extraction_s2e import S2EFeatureExtractor
+
+
+class _FrozenFilterConv(torch.autograd.Function):
+    """`(F + alpha) * x` where only alpha and x get a gradient.
+
+    The gradient of alpha is that of a 1x1 convolution: a ninth of what the 3x3 filters' own would cost.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, alpha, stride, padding):
+        ctx.save_for_backward(x, weight, alpha)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, stride=stride, padding=padding)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight, alpha = ctx.saved_tensors
+        stride, padding, ones, zeros = [ctx.stride] * 2, [ctx.padding] * 2, [1, 1], [0, 0]
+        x, grad_x = x.to(grad.dtype), None
+        conv_backward = torch.ops.aten.convolution_backward
+        if ctx.needs_input_grad[0]:
+            mask = [True, False, False]
+            grad_x = conv_backward(
+                grad, x, weight.to(grad.dtype), None, stride, padding, ones, False, zeros, 1, mask
+            )[0]
+        mask = [False, True, False]
+        small = alpha.to(grad.dtype)
+        grad_alpha = conv_backward(grad, x, small, None, stride, zeros, ones, False, zeros, 1, mask)[1]
+        return grad_x, None, grad_alpha.to(alpha.dtype), None, None
+
+
+def adapted_conv(x: torch.Tensor, shared: nn.Conv2d, alpha: torch.Tensor | None, use_shared: bool) -> torch.Tensor:
+    """`w * x + alpha * x` (eq. 3), computed as `(w + alpha) * x` (eq. 1): alpha is the filters' centre tap.
+
+    Args:
+        x: (batch, in, height, width).
+        shared: the domain-agnostic convolution w.
+        alpha: (out, in, 1, 1), or None where this domain has no adapter here.
+        use_shared: False leaves w out (the paper's `adapter_only`).
+    """
+    stride, padding, frozen = shared.stride[0], shared.padding[0], not shared.weight.requires_grad
+    if alpha is None:
+        weight = shared.weight.contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, weight, shared.bias, stride=stride, padding=padding)
+    if not use_shared:
+        return F.conv2d(x, alpha, stride=stride)
+    centre = F.pad(alpha, (padding,) * 4)
+    weight = (shared.weight + centre).contiguous(memory_format=torch.channels_last)
+    if frozen and alpha.requires_grad and torch.is_grad_enabled():
+        return _FrozenFilterConv.apply(x, weight.detach(), alpha, stride, padding)
+    return F.conv2d(x, weight, stride=stride, padding=padding)
+
+
+class S2EAlpha(nn.Conv2d):
+    """A domain's 1x1 convolution alpha; it only holds the weight, [`adapted_conv`] applies it."""
+
+    def __init__(self, shared: nn.Conv2d):
+        super().__init__(shared.in_channels, shared.out_channels, 1, stride=shared.stride, bias=False)
+
+
+class S2EDomainConv(nn.Module):
+    """What a domain adds to one shared convolution: `BN_d(w * x + alpha_d * x)` (Fig. 2)."""
+
+    def __init__(self, config: S2EConfig, shared: nn.Conv2d, *, adapted: bool, use_shared: bool = True):
+        super().__init__()
+        self.use_shared = use_shared
+        self.alpha = S2EAlpha(shared) if adapted else None
+        self.bn = (
+            nn.Identity()
+            if config.fused
+            else nn.BatchNorm2d(
+                shared.out_channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum
+            )
+        )
+
+    def forward(self, x: torch.Tensor, shared: nn.Conv2d) -> torch.Tensor:
+        alpha = None if self.alpha is None else self.alpha.weight
+        return self.bn(adapted_conv(x, shared, alpha, self.use_shared))
+
+
+class S2EBlock(nn.Module):
+    """The shared half of a basic block: two 3x3 convolutions and the shortcut (eq. 2)."""
+
+    def __init__(self, config: S2EConfig, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        conv = {"kernel_size": 3, "padding": 1, "bias": config.fused}
+        self.conv1 = nn.Conv2d(in_channels, in_channels, **conv)
+        self.conv2 = nn.Conv2d(in_channels, out_channels, stride=stride, **conv)
+        projected = stride != 1 and config.shortcut == "projection"
+        self.projection = (
+            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=config.fused) if projected else None
+        )
+
+    def forward(self, x: torch.Tensor, domain: "S2EDomainBlock") -> torch.Tensor:
+        y = F.relu(domain.conv1(x, self.conv1))
+        return F.relu(domain.conv2(y, self.conv2) + self.shortcut(x, domain))
+
+    def shortcut(self, x: torch.Tensor, domain: "S2EDomainBlock") -> torch.Tensor:
+        if self.projection is not None:
+            return domain.projection(x, self.projection)
+        if self.conv2.stride[0] == 1:
+            return x
+        new_channels = self.conv2.out_channels - x.shape[1]
+        x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)  # 25x25 -> 13, like the stride-2 conv
+        return F.pad(x, (0, 0, 0, 0, 0, new_channels))
+
+
+class S2EDomainBlock(nn.Module):
+    """The domain's half of a basic block."""
+
+    def __init__(self, config: S2EConfig, block: S2EBlock, use_shared: bool):
+        super().__init__()
+        options = {"adapted": config.adapters, "use_shared": use_shared}
+        self.conv1 = S2EDomainConv(config, block.conv1, **options)
+        self.conv2 = S2EDomainConv(config, block.conv2, **options)
+        self.projection = block.projection and S2EDomainConv(config, block.projection, adapted=False)
+
+
+class S2ESharedNetwork(nn.Module):
+    """The domain-agnostic filters: the 7x7 and 3x3 convolutions of Table I."""
+
+    def __init__(self, config: S2EConfig):
+        super().__init__()
+        size, widths = config.stem_kernel_size, config.hidden_sizes
+        self.stem = nn.Conv2d(1, widths[0], size, padding=size // 2, bias=config.fused)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                # the last convolution of a stage halves the size and doubles the width
+                S2EBlock(config, width, *((2 * width, 2) if last else (width, 1)))
+                for last in [False] * (depth - 1) + [True]
+            )
+            for width, depth in zip(widths, config.depths)
+        )
+
+    def forward(self, spectrograms: torch.Tensor, domain: "S2EDomain") -> torch.Tensor:
+        """(n, bins, frames) -> (n, embedding_size, bins / 16, frames / 16)"""
+        x = spectrograms.unsqueeze(1).contiguous(memory_format=torch.channels_last)
+        x = F.max_pool2d(F.relu(domain.stem(x, self.stem)), 3, stride=2, padding=1)
+        for stage, domain_stage in zip(self.stages, domain.stages):
+            for block, domain_block in zip(stage, domain_stage):
+                x = block(x, domain_block)
+        return x
+
+
+class S2EDomain(nn.Module):
+    """Everything in the network that belongs to one domain: alpha and batch norm of every convolution."""
+
+    def __init__(self, config: S2EConfig, shared: S2ESharedNetwork, spec: dict[str, Any]):
+        super().__init__()
+        use_shared = spec.get("use_shared", True)
+        self.pooling = spec.get("pooling", "mean")
+        self.stem = S2EDomainConv(config, shared.stem, adapted=config.adapters and config.adapt_stem)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(S2EDomainBlock(config, block, use_shared) for block in stage) for stage in shared.stages
+        )
+
+    def pool(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, channels, height, width) -> (n, channels), or twice as many with `pooling="mean_std"`."""
+        mean = features.mean(dim=(2, 3))
+        if self.pooling == "mean":
+            return mean
+        return torch.cat([mean, features.var(dim=(2, 3), correction=0).clamp(min=1e-8).sqrt()], dim=1)
+
+
+@dataclass
+class S2EModelOutput(ModelOutput):
+    """
+    Args:
+        embeddings: (batch, 256), the mean over the segments.
+        segment_embeddings: (batch, segments, 256), zero where `attention_mask` is.
+    """
+
+    embeddings: torch.FloatTensor | None = None
+    segment_embeddings: torch.FloatTensor | None = None
+
+
+@dataclass
+class S2EClassifierOutput(ModelOutput):
+    """
+    Args:
+        loss: cross entropy of `labels`.
+        logits: (batch, classes), the logarithm of the utterance's posterior: softmax gives it exactly.
+        segment_logits: (batch, segments, classes), zero where `attention_mask` is.
+        embeddings: (batch, 256), the mean over the segments.
+        row_labels: the class names of each row, in a batch of mixed domains only; its logits are padded with -inf to
+            the widest label set.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    segment_logits: torch.FloatTensor | None = None
+    embeddings: torch.FloatTensor | None = None
+    row_labels: tuple[tuple[str, ...], ...] | None = None
+
+
+class S2EPreTrainedModel(S2EAdapterMixin, PreTrainedModel):
+    config_class = S2EConfig
+    base_model_prefix = "s2e"
+    main_input_name = "input_values"
+    input_modalities = ("audio",)
+    _no_split_modules = ("S2EBlock",)
+    _keys_to_ignore_on_load_unexpected = (r"^heads\.",)  # a classifier's file read without its classifiers
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+
+    def train(self, mode: bool = True) -> "S2EPreTrainedModel":
+        """As in torch, but a frozen batch norm stays in evaluation mode: frozen means its statistics too."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
+        return self
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args,
+        config: Any = None,
+        base_model: Any = None,
+        dtype: Any = None,
+        **kwargs,
+    ):
+        """Load a base, a fused model, or an adapter repo together with the base it belongs to.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a Hub id.
+            config: as in transformers.
+            base_model: for an adapter repo: its base, as a folder, a Hub id or a model in memory (to which the
+                adapter is then added). By default the repo says where its base is.
+            dtype: of the parameters. Weights are read and the base's fingerprint is taken in fp32; then comes the cast.
+            **kwargs: as in transformers.
+
+        Raises:
+            S2EAdapterError: an adapter does not fit its base, is damaged, or its base cannot be found; or the repo's
+                config and feature extractor disagree about the front end.
+        """
+        source = str(pretrained_model_name_or_path)
+        dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
+        where = {name: kwargs[name] for name in FETCH_KEYWORDS + PLACE_KEYWORDS if kwargs.get(name) is not None}
+        if not hasattr(config, "to_dict"):  # not isinstance: remote code has a class of its own
+            options = {k: v for k, v in kwargs.items() if k not in FETCH_KEYWORDS + PLACE_KEYWORDS}
+            config, options = cls.config_class.from_pretrained(
+                config or source, return_unused_kwargs=True, **where, **options
+            )
+        else:
+            options = {k: v for k, v in kwargs.items() if k not in where}
+        _check_front_end(config, source, where)
+        if config.base_model_name_or_path or config.adapter_sha256:
+            model = cls._base_of_adapter(config, source, base_model, where, options)
+            model.load_adapter(source, **where)
+        else:
+            if base_model is not None:
+                raise S2EAdapterError(f"{source!r} is not an adapter repo: base_model= has no meaning for it.")
+            model = super().from_pretrained(
+                source, *model_args, config=config, dtype=torch.float32, **where, **options
+            )
+            if isinstance(model, tuple):  # output_loading_info=True
+                return (model[0]._loaded(source, where, dtype), *model[1:])
+            model._loaded(source, where, None)
+        return model._cast(dtype)
+
+    @classmethod
+    def _base_of_adapter(cls, config, source: str, base_model, where: dict, options: dict):
+        if isinstance(base_model, PreTrainedModel):
+            return base_model
+        fetching = {name: value for name, value in where.items() if name in FETCH_KEYWORDS}
+        place = (
+            {"pretrained_model_name_or_path": str(base_model)}
+            if base_model is not None
+            else find_base(config, source, where.get("subfolder", ""))
+        )
+        try:
+            return cls.from_pretrained(**place, **fetching, **options)
+        except OSError as error:
+            base = place["pretrained_model_name_or_path"]
+            raise S2EAdapterError(
+                f"Adapter {source!r} needs the base {base!r} (fingerprint {str(config.base_fingerprint)[:12]}), which "
+                f"cannot be loaded ({' '.join(str(error).split())[:200]}): fetch it with `hf download {base}`, or pass "
+                "base_model= a copy of it."
+            ) from error
+
+    def _loaded(self, source: str, where: dict, dtype: Any) -> "S2EPreTrainedModel":
+        """Remember where this base came from, and its fingerprint while its weights are as stored."""
+        config_file = fetch(source, "config.json", required=False, **where)
+        self._base_source = os.path.abspath(source) if os.path.isdir(source) else source
+        self._base_revision = commit_of(config_file)
+        if not self.config.fused:
+            self._stored_fingerprint = self.base_fingerprint
+        return self._cast(dtype)
+
+    def _cast(self, dtype: Any) -> "S2EPreTrainedModel":
+        if dtype in (None, "auto"):
+            return self
+        return self.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+
+
+def _check_front_end(config: S2EConfig, source: str, where: dict) -> None:
+    if fetch(source, "preprocessor_config.json", required=False, **where) is None:
+        return
+    extractor = S2EFeatureExtractor.from_pretrained(source, **where)
+    differing = [
+        f"{name} is {getattr(extractor, name)!r} there and {value!r} here"
+        for name, value in config.front_end.items()
+        if getattr(extractor, name) != value
+    ]
+    if differing:
+        raise S2EAdapterError(
+            f"{source!r}: preprocessor_config.json and config.json disagree about the front end ({'; '.join(differing)})"
+            "; write both from one config with S2EFeatureExtractor.from_model_config(config)."
+        )
+
+
+class S2EModel(S2EPreTrainedModel):
+    """The network without its classifier: spectrogram segments -> embeddings."""
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: S2EConfig):
+        super().__init__(config)
+        self.shared = S2ESharedNetwork(config)
+        self.domains = nn.ModuleDict({name: self._new_domain(spec) for name, spec in config.domains.items()})
+        self.post_init()
+
+    def _new_domain(self, spec: dict[str, Any]) -> S2EDomain:
+        return S2EDomain(self.config, self.shared, spec)
+
+    def embed_segments(self, spectrograms: torch.Tensor, domain: str) -> torch.Tensor:
+        """(n, bins, frames) -> (n, 256), each segment by itself."""
+        domain = self.domains[domain]
+        return domain.pool(self.shared(spectrograms, domain))
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> S2EModelOutput | tuple:
+        """
+        Args:
+            input_values: (batch, segments, bins, frames), or (batch, bins, frames) for one segment a row.
+            attention_mask: (batch, segments), 1 where there is a segment.
+
+        Raises:
+            ValueError: a shape that the network does not take, or a row without any segment.
+        """
+        segments, mask = self._valid_segments(input_values, attention_mask)
+        embedded = _scatter(self.embed_segments(segments, self.config.active_domain), mask)
+        output = S2EModelOutput(
+            embeddings=embedded.sum(dim=1) / mask.sum(dim=1, keepdim=True), segment_embeddings=embedded
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def _valid_segments(self, input_values, attention_mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """The segments that are there, (n, bins, frames), and where they were: bool (batch, segments)."""
+        shape = (self.config.num_bins, self.config.frames_per_segment)
+        if input_values.ndim not in (3, 4) or tuple(input_values.shape[-2:]) != shape:
+            raise ValueError(
+                f"input_values has shape {tuple(input_values.shape)}, expected (batch, segments, {shape[0]}, "
+                f"{shape[1]}) or (batch, {shape[0]}, {shape[1]}), as S2EFeatureExtractor makes them."
+            )
+        if input_values.ndim == 3:
+            input_values = input_values.unsqueeze(1)
+        if attention_mask is None:
+            mask = torch.ones(input_values.shape[:2], dtype=torch.bool, device=input_values.device)
+            return input_values.flatten(0, 1), mask
+        mask = attention_mask.to(torch.bool)
+        if mask.shape != input_values.shape[:2]:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, expected (batch, segments) = "
+                f"{tuple(input_values.shape[:2])}."
+            )
+        if not mask.any(dim=1).all():
+            raise ValueError("A row of attention_mask has no segment: every utterance needs at least one.")
+        return input_values[mask], mask
+
+
+class S2EForAudioClassification(S2EPreTrainedModel):
+    """The network with one classifier per domain; the utterance's posterior is the mean of its segments'."""
+
+    _auto_class = "AutoModelForAudioClassification"
+
+    def __init__(self, config: S2EConfig):
+        super().__init__(config)
+        self.s2e = S2EModel(config)
+        self.heads = nn.ModuleDict(
+            {name: self._new_head(spec, config.labels_of(name)) for name, spec in config.domains.items()}
+        )
+        self.post_init()
+
+    def _new_head(self, spec: dict[str, Any], labels: Sequence[str]) -> nn.Linear:
+        parts = 2 if spec.get("pooling") == "mean_std" else 1
+        return nn.Linear(parts * self.config.embedding_size, len(labels))
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        adapter_names: Sequence[str | None] | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> S2EClassifierOutput | tuple:
+        """
+        Args:
+            input_values: (batch, segments, bins, frames), or (batch, bins, frames) for one segment a row.
+            attention_mask: (batch, segments), 1 where there is a segment.
+            labels: (batch,) class indices within the row's domain; -100 is ignored.
+            adapter_names: the domain of each row, for a batch of mixed domains; None or the base domain's name is the
+                base. By default the active domain answers for all rows.
+
+        Raises:
+            ValueError: a shape that the network does not take, a row without any segment, a label outside its row's
+                label set.
+            S2EAdapterError: a domain that is not loaded.
+        """
+        segments, mask = self.s2e._valid_segments(input_values, attention_mask)
+        if adapter_names is None:
+            output = self._classify(segments, mask, self.config.active_domain)
+        else:
+            output = self._classify_mixed(segments, mask, adapter_names)
+        if labels is not None:
+            output.loss = self._loss(output, labels)
+        return output if return_dict is not False else output.to_tuple()
+
+    def _classify(self, segments: torch.Tensor, mask: torch.Tensor, domain: str) -> S2EClassifierOutput:
+        embedded = self.s2e.embed_segments(segments, domain)
+        scores = self.heads[domain](embedded).float()
+        embedded = _scatter(embedded, mask)
+        return S2EClassifierOutput(
+            logits=_aggregate(F.log_softmax(scores, dim=-1), mask, self.config.aggregation),
+            segment_logits=_scatter(scores, mask),
+            embeddings=embedded.sum(dim=1) / mask.sum(dim=1, keepdim=True),
+        )
+
+    def _classify_mixed(
+        self, segments: torch.Tensor, mask: torch.Tensor, adapter_names: Sequence[str | None]
+    ) -> S2EClassifierOutput:
+        """Each domain's rows by themselves, so that a row's neighbours cannot change its answer."""
+        if len(adapter_names) != len(mask):
+            raise ValueError(f"adapter_names has {len(adapter_names)} entries, but the batch has {len(mask)} rows.")
+        names = [self._known_domain(name or self.config.base_domain) for name in adapter_names]
+        row_of_segment = mask.nonzero()[:, 0]
+        widest = max(len(self.config.labels_of(name)) for name in names)
+        rows_of = {name: [i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
+        parts: list[S2EClassifierOutput] = []
+        for name, rows in rows_of.items():
+            rows = torch.tensor(rows, device=mask.device)
+            part = self._classify(segments[torch.isin(row_of_segment, rows)], mask[rows], name)
+            missing = widest - part.logits.shape[-1]
+            part.logits = F.pad(part.logits, (0, missing), value=-torch.inf)
+            part.segment_logits = F.pad(part.segment_logits, (0, missing), value=-torch.inf)
+            parts.append(part)
+        back = torch.tensor(sum(rows_of.values(), []), device=mask.device).argsort()
+        widths = {part.embeddings.shape[-1] for part in parts}
+        return S2EClassifierOutput(
+            logits=torch.cat([part.logits for part in parts])[back],
+            segment_logits=torch.cat([part.segment_logits for part in parts])[back],
+            # domains that pool differently have embeddings of different width
+            embeddings=torch.cat([part.embeddings for part in parts])[back] if len(widths) == 1 else None,
+            row_labels=tuple(tuple(self.config.labels_of(name)) for name in names),
+        )
+
+    def _loss(self, output: S2EClassifierOutput, labels: torch.Tensor) -> torch.Tensor:
+        """Cross entropy; the logits are log posteriors already, and -inf stays outside a row's label set."""
+        mixed = output.row_labels is not None
+        if mixed or labels.device.type == "cpu":  # elsewhere the check would stall the accelerator at every step
+            sizes = torch.tensor(
+                [len(row) for row in output.row_labels] if mixed else output.logits.shape[-1], device=labels.device
+            )
+            wrong = ((labels < 0) | (labels >= sizes)) & (labels != -100)
+            if wrong.any():
+                row = int(wrong.nonzero()[0])
+                raise ValueError(
+                    f"The label of row {row} is {int(labels[row])}, but its domain has "
+                    f"{int(sizes.expand(len(labels))[row])} classes, counted from 0."
+                )
+        return F.nll_loss(output.logits, labels)
+
+
+def _scatter(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(n, d) of the valid segments -> (batch, segments, d), zero elsewhere."""
+    if mask.shape[1] == 1:
+        return values.unsqueeze(1)
+    dense = values.new_zeros(*mask.shape, values.shape[-1])
+    dense[mask] = values
+    return dense
+
+
+def _aggregate(log_posteriors: torch.Tensor, mask: torch.Tensor, aggregation: str) -> torch.Tensor:
+    """Log posteriors (n, classes) of the valid segments -> log posterior (batch, classes) of the utterances."""
+    if mask.shape[1] == 1:
+        return log_posteriors
+    count = mask.sum(dim=1, keepdim=True)
+    if aggregation == "geometric":
+        return F.log_softmax(_scatter(log_posteriors, mask).sum(dim=1) / count, dim=-1)
+    dense = log_posteriors.new_full((*mask.shape, log_posteriors.shape[-1]), -torch.inf)
+    dense[mask] = log_posteriors
+    if aggregation == "max":
+        return F.log_softmax(dense.amax(dim=1), dim=-1)
+    return torch.logsumexp(dense, dim=1) - count.log()
