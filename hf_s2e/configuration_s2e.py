@@ -26,6 +26,12 @@ NORMALIZATIONS = ("segment", "utterance", "none")
 SHORTCUTS = ("pool", "projection")
 AGGREGATIONS = ("mean", "geometric", "max")
 POOLINGS = ("mean", "mean_std")
+# Where a repo's own code is, for those who load it with trust_remote_code=True
+AUTO_MAP = {
+    "AutoConfig": "configuration_s2e.S2EConfig",
+    "AutoModel": "modeling_s2e.S2EModel",
+    "AutoModelForAudioClassification": "modeling_s2e.S2EForAudioClassification",
+}
 BASE_DOMAIN = "speaker"
 
 
@@ -93,6 +99,7 @@ class S2EConfig(PretrainedConfig):
     ):
         for name, default in FRONT_END_DEFAULTS.items():
             setattr(self, name, kwargs.pop(name, default))
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
         self.hidden_sizes = list(hidden_sizes or (32, 64, 128))
         self.depths = list(depths or (3, 3, 3))
         self.stem_kernel_size = stem_kernel_size
