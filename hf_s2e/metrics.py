@@ -1,0 +1,266 @@
+"""Scores of speech emotion recognition: UA, WA, macro-F1, their uncertainty, and a paired test.
+
+Conventions of the paper: WA (weighted accuracy) is plain accuracy, UA (unweighted accuracy) is the mean of
+the classes' recalls. Everything here is a fraction in 0..1; only reports turn them into percent.
+
+The functions need numpy alone. `SpeechEmotionMetric` is an `evaluate.Metric` and imports `evaluate` when it
+is first asked for.
+"""
+
+import functools
+
+import numpy as np
+
+EXACT_SPEAKERS = 14  # up to 2**14 sign patterns the permutation test enumerates them all
+PERMUTATIONS = 10_000  # drawn at random beyond that
+CHUNK = 20_000_000  # bootstrap weights held at a time (80 MB in float32)
+
+
+def confusion_matrix(labels, predictions, num_classes):
+    """Counts (num_classes, num_classes): rows are true labels, columns predictions.
+
+    labels, predictions: integers (utterances,) in 0..num_classes-1. Raises ValueError for anything else.
+    """
+    labels = _classes(labels, num_classes, "labels")
+    predictions = _classes(predictions, num_classes, "predictions")
+    if labels.shape != predictions.shape or labels.ndim != 1 or not labels.size:
+        raise ValueError(
+            f"labels have shape {labels.shape} and predictions {predictions.shape}: "
+            "expected one prediction per label, and at least one"
+        )
+    cells = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
+
+
+def class_recalls(labels, predictions, num_classes):
+    """Recall of each class (num_classes,); NaN for a class that has no utterance."""
+    return _recalls(confusion_matrix(labels, predictions, num_classes))
+
+
+def unweighted_accuracy(labels, predictions, num_classes):
+    """UA: mean recall over the classes that occur among the labels (scikit-learn's balanced accuracy)."""
+    return scores(labels, predictions, num_classes)["ua"]
+
+
+def weighted_accuracy(labels, predictions, num_classes):
+    """WA: the share of utterances that are right."""
+    return scores(labels, predictions, num_classes)["wa"]
+
+
+def macro_f1(labels, predictions, num_classes):
+    """Mean F1 over the classes that occur among labels or predictions (scikit-learn's `average="macro"`)."""
+    return scores(labels, predictions, num_classes)["macro_f1"]
+
+
+def scores(labels, predictions, num_classes):
+    """All scores of one run as a dict of floats: `ua`, `wa`, `macro_f1`."""
+    matrix = confusion_matrix(labels, predictions, num_classes)
+    hits, support = np.diag(matrix), matrix.sum(1) + matrix.sum(0)
+    f1 = 2 * hits[support > 0] / support[support > 0]
+    return {
+        "ua": float(np.nanmean(_recalls(matrix))),
+        "wa": float(hits.sum() / matrix.sum()),
+        "macro_f1": float(f1.mean()),
+    }
+
+
+def mean_std(values):
+    """Mean and sample standard deviation (n - 1) over runs; the deviation of a single run is None."""
+    values = np.asarray(values, float)
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"expected one value per run, found shape {values.shape}")
+    return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else None
+
+
+def bootstrap_ci(
+    labels, predictions, num_classes, speakers=None, *, metric="ua", level=0.95, resamples=2000, seed=0
+):
+    """Percentile interval (low, high) of UA or WA over new speakers and new utterances.
+
+    Each resample draws speakers with replacement and, for each draw, that speaker's utterances with
+    replacement: utterances of one speaker are alike, so resampling utterances alone gives intervals that are
+    too narrow. Without `speakers` every utterance counts as its own speaker. Several runs are averaged per
+    utterance first (share of the runs in which it is right), so the interval is that of the mean over runs,
+    for the models at hand; the spread of the runs is `mean_std`. A resample without a class averages over the
+    others.
+
+    predictions: (utterances,) or (runs, utterances); speakers: (utterances,) of any hashable ids.
+    """
+    right = _right(labels, predictions, num_classes)
+    if metric not in ("ua", "wa"):
+        raise ValueError(f"metric {metric!r}: expected 'ua' or 'wa'")
+    groups = np.asarray(labels) if metric == "ua" else np.zeros(len(right), int)
+    values = _bootstrap(groups, right[:, None], speakers, resamples, seed)
+    return _interval(values[:, 0], level)
+
+
+def paired_test(labels, predictions_a, predictions_b, num_classes, speakers=None, *, resamples=2000, seed=0):
+    """Is method a better than method b on the same utterances? A dict with the difference in UA, a minus b.
+
+    `ua_diff`: difference of the mean UA over runs; `ci95`: its interval from the bootstrap of `bootstrap_ci`,
+    the same resamples for both methods; `p`: two-sided, from swapping the two methods speaker by speaker
+    (under the null hypothesis their names mean nothing), all 2**speakers patterns where there are at most 14
+    speakers and 10,000 random ones otherwise; `test`: which of these it was. With n speakers p cannot be
+    under 2 / 2**n. Without `speakers` the methods are swapped utterance by utterance.
+
+    Runs are averaged per utterance (share of the runs in which it is right) before anything is compared, so
+    the numbers of runs may differ and no run of a is paired with a run of b. The p value is for the models at
+    hand and is not corrected for the number of comparisons made.
+
+    predictions_a, predictions_b: (utterances,) or (runs, utterances), in the order of labels and speakers.
+    """
+    right = np.stack([_right(labels, p, num_classes) for p in (predictions_a, predictions_b)], axis=1)
+    labels = np.asarray(labels)
+    values = _bootstrap(labels, right, speakers, resamples, seed)
+    # UA is a weighted sum over utterances: weight 1 / (classes x utterances of the class)
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    difference = (right[:, 0] - right[:, 1]) / (len(counts) * counts[inverse])
+    members = _speaker_members(speakers, len(labels))
+    by_speaker = np.array([difference[m].sum() for m in members])
+    p, kind = _sign_flip(by_speaker, seed)
+    unit = "utterances" if speakers is None else "speakers"
+    return {
+        "ua_diff": float(difference.sum()),
+        "ci95": list(_interval(values[:, 0] - values[:, 1], 0.95)),
+        "p": p,
+        "test": f"permutation over {len(members)} {unit}, {kind}",
+    }
+
+
+def _classes(values, num_classes, what):
+    values = np.asarray(values)
+    if values.size and not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"{what} are {values.dtype}: expected class numbers 0..{num_classes - 1}")
+    outside = values[(values < 0) | (values >= num_classes)]
+    if outside.size:
+        raise ValueError(f"{what} hold {outside[0]}: expected class numbers 0..{num_classes - 1}")
+    return values.astype(np.int64)
+
+
+def _recalls(matrix):
+    support = matrix.sum(1)
+    return np.where(support > 0, np.diag(matrix) / np.maximum(support, 1), np.nan)
+
+
+def _right(labels, predictions, num_classes):
+    """Share of the runs in which each utterance is right (utterances,)."""
+    labels = _classes(labels, num_classes, "labels")
+    predictions = np.atleast_2d(_classes(predictions, num_classes, "predictions"))
+    if labels.ndim != 1 or not labels.size or predictions.shape[1:] != labels.shape or predictions.ndim != 2:
+        raise ValueError(
+            f"labels have shape {labels.shape} and predictions {predictions.shape}: "
+            "expected (utterances,) and (runs, utterances)"
+        )
+    return (predictions == labels).mean(0)
+
+
+def _speaker_members(speakers, size):
+    """Row numbers of each speaker, as a list of arrays."""
+    if speakers is None:
+        return [np.array([row]) for row in range(size)]
+    if len(speakers) != size:
+        raise ValueError(f"{len(speakers)} speakers for {size} utterances")
+    _, inverse = np.unique(np.asarray(speakers).astype(str), return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(inverse))[:-1])
+
+
+def _bootstrap(groups, right, speakers, resamples, seed):
+    """Mean over groups of the share that is right, per resample: (resamples, methods).
+
+    groups: class of each utterance (utterances,), or zeros for plain accuracy; right: (utterances, methods).
+    """
+    rng = np.random.default_rng(seed)
+    members = _speaker_members(speakers, len(groups))
+    member_of = groups[:, None] == np.unique(groups)  # (utterances, groups)
+    hits_of = [member_of * method[:, None] for method in right.T]
+    counted = np.concatenate([member_of, *hits_of], axis=1).astype(np.float32)
+    values = []
+    step = max(1, CHUNK // len(groups))
+    for start in range(0, resamples, step):
+        weights = _draw(members, len(groups), min(step, resamples - start), rng)
+        sums = (weights @ counted).reshape(len(weights), 1 + right.shape[1], -1)
+        support, hits = sums[:, :1], sums[:, 1:]
+        shares = np.where(support > 0, hits / np.maximum(support, 1), np.nan)
+        values.append(np.nanmean(shares, axis=2))
+    return np.concatenate(values)
+
+
+def _draw(members, size, resamples, rng):
+    """How often each utterance is drawn in each resample (resamples, utterances).
+
+    A speaker drawn k times has n utterances drawn with replacement k times over: a multinomial of k n draws.
+    """
+    draws = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
+    weights = np.empty((resamples, size), np.float32)
+    for times, rows in zip(draws.T, members):
+        weights[:, rows] = rng.multinomial(times * len(rows), np.full(len(rows), 1 / len(rows)))
+    return weights
+
+
+def _interval(values, level):
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _sign_flip(differences, seed):
+    """Two-sided p of their sum when each difference may as well have the other sign, and how it was found."""
+    observed = abs(differences.sum()) - 1e-12  # sums in another order differ in the last bits
+    if len(differences) <= EXACT_SPEAKERS:
+        patterns = np.arange(2 ** len(differences))[:, None] >> np.arange(len(differences)) & 1
+        return float(np.mean(np.abs((1 - 2 * patterns) @ differences) >= observed)), "exact"
+    rng = np.random.default_rng(seed)
+    extreme = 0
+    step = max(1, CHUNK // len(differences))
+    for start in range(0, PERMUTATIONS, step):
+        signs = rng.integers(0, 2, (min(step, PERMUTATIONS - start), len(differences)), dtype=np.int8)
+        extreme += int(np.sum(np.abs((1 - 2 * signs) @ differences) >= observed))
+    # the observed pattern is one of the possible ones, so p is never 0
+    return (1 + extreme) / (1 + PERMUTATIONS), f"{PERMUTATIONS} random sign patterns"
+
+
+def __getattr__(name):
+    if name == "SpeechEmotionMetric":
+        return _metric_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@functools.cache
+def _metric_class():
+    import datasets
+    import evaluate
+
+    class SpeechEmotionMetric(evaluate.Metric):
+        """UA, WA, macro-F1, per-class recall and confusion matrix as an `evaluate.Metric`; needs no network.
+
+        `compute(predictions=, references=, num_classes=None, label_names=None)` returns a dict: floats `ua`,
+        `wa`, `macro_f1`, `recall` (by label name, or by class number; None for a class without utterances)
+        and `confusion_matrix` (nested lists, rows true). Without `num_classes` and `label_names` the classes
+        are those up to the highest number seen.
+        """
+
+        def _info(self):
+            integers = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+            return evaluate.MetricInfo(
+                description="Unweighted and weighted accuracy of speech emotion recognition.",
+                citation="doi:10.1109/APSIPAASC47483.2019.9023339",
+                inputs_description="predictions, references: class numbers, one per utterance",
+                features=datasets.Features(integers),
+            )
+
+        def _compute(self, predictions, references, num_classes=None, label_names=None):
+            if num_classes is None:
+                num_classes = len(label_names) if label_names else 1 + max(max(predictions), max(references))
+            names = label_names or [str(number) for number in range(num_classes)]
+            if len(names) != num_classes:
+                raise ValueError(f"{len(names)} label names for {num_classes} classes")
+            recalls = class_recalls(references, predictions, num_classes)
+            return {
+                **scores(references, predictions, num_classes),
+                "recall": {name: None if np.isnan(r) else float(r) for name, r in zip(names, recalls)},
+                "confusion_matrix": confusion_matrix(references, predictions, num_classes).tolist(),
+            }
+
+    # found by pickle and by name through the module's __getattr__
+    SpeechEmotionMetric.__qualname__ = "SpeechEmotionMetric"
+    return SpeechEmotionMetric

@@ -1,0 +1,345 @@
+"""Which utterances train, validate and test: speaker-disjoint folds that can be saved and checked.
+
+A protocol names its parts by speaker (`column="speaker"`), by the corpus' own split, or, where nothing better
+is known, utterance by utterance. It is bound to the corpus it was made for by a hash over the utterances,
+their labels and their speakers, so that a corpus that has changed since is noticed.
+"""
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections import Counter
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from .utterances import canonical, corpus_facts, corpus_name, few
+
+# EmoBox's published folds of RAVDESS: the test actors of each
+EMOBOX_RAVDESS = (
+    (1, 11, 20, 21), (4, 10, 12, 14), (8, 9, 19, 23), (3, 5, 7, 24), (2, 15, 16, 18), (6, 13, 17, 22),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Speakers, splits or utterances (see `Protocol.column`) of one train/validation/test division."""
+
+    name: str
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Folds of one corpus; made by `make_protocol`, kept as JSON beside every result.
+
+    A part of a fold that names nothing (often `validation`) is an empty tuple.
+
+    column: what the folds list: "speaker", "split" or "utterance".
+    speaker_disjoint: whether no speaker is shared between the test part of a fold and its other parts. False
+        also where speakers are not known; every report then says so.
+    corpus_sha256: over utterance ids, labels and speakers, whatever the order of the rows.
+    """
+
+    name: str
+    corpus: str
+    column: str
+    folds: tuple[Fold, ...]
+    speaker_disjoint: bool
+    seed: int
+    classes: tuple[str, ...]
+    utterances: int
+    corpus_sha256: str
+
+    def indices(self, dataset, fold):
+        """Row numbers (train, validation, test) of a fold, given as a Fold or by its name.
+
+        Raises ValueError where the dataset is not the one that the protocol was made for.
+        """
+        facts = corpus_facts(dataset)
+        if facts.sha256() != self.corpus_sha256:
+            raise ValueError(
+                f"protocol {self.name!r} was made for {self.utterances} utterances of {self.corpus!r} with "
+                f"labels {', '.join(self.classes)}; this dataset has {len(facts.utterances)} with labels "
+                f"{', '.join(facts.classes)}, and names, labels or speakers differ. Make the protocol anew, "
+                "or load the corpus with the options used then"
+            )
+        if isinstance(fold, str):
+            fold = self._fold(fold)
+        values = facts.values(self.column)
+        parts = (set(fold.train), set(fold.validation), set(fold.test))
+        return tuple(np.flatnonzero([value in part for value in values]) for part in parts)
+
+    def by_training_part(self):
+        """Folds grouped by what they train on, as a list of lists: each group needs one training.
+
+        Leave one session out tests both speakers of a session on the same network.
+        """
+        groups = {}
+        for fold in self.folds:
+            groups.setdefault(fold.train, []).append(fold)
+        return list(groups.values())
+
+    @property
+    def hash(self):
+        """SHA-256 over the whole content."""
+        return hashlib.sha256(canonical(asdict(self)).encode()).hexdigest()
+
+    def to_json(self):
+        return json.dumps({**asdict(self), "hash": self.hash}, indent=1, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text):
+        """The protocol that `to_json` wrote. Raises ValueError where the text is another or was edited."""
+        try:
+            content = json.loads(text)
+            stored = content.pop("hash")
+            folds = tuple(
+                Fold(f["name"], tuple(f["train"]), tuple(f["validation"]), tuple(f["test"]))
+                for f in content.pop("folds")
+            )
+            protocol = cls(**{**content, "folds": folds, "classes": tuple(content["classes"])})
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a protocol file: {error!r}") from error
+        if protocol.hash != stored:
+            raise ValueError(
+                f"protocol {protocol.name!r}: its content has the hash {protocol.hash[:12]}, the file says "
+                f"{str(stored)[:12]}. It was edited or cut; make it anew with make_protocol"
+            )
+        return protocol
+
+    def save(self, path):
+        """Write the JSON file; a killed process leaves the old file or the new one."""
+        partial = Path(f"{path}.partial")
+        partial.write_text(self.to_json() + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path):
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+    def _fold(self, name):
+        for fold in self.folds:
+            if fold.name == name:
+                return fold
+        raise ValueError(f"no fold {name!r} in {self.name!r}: it has {', '.join(f.name for f in self.folds)}")
+
+
+def make_protocol(
+    name, dataset, *, corpus=None, seed=0, folds=5, speaker_disjoint=True, validation_speakers=0
+) -> Protocol:
+    """Folds of a corpus by a protocol's name.
+
+    name:
+        `loso`: leave one speaker out, a fold per speaker.
+        `kfold`, or `5fold`, `10fold`, ...: `folds` groups of whole speakers, each tested once. With
+        `speaker_disjoint=False`, single utterances in class-wise random order instead of speakers.
+        `session`: leave one session out in both directions (IEMOCAP, as in the paper): of the two speakers of
+        the left-out session one validates and the other tests, then swapped: two folds that share a training.
+        `split`: the corpus' own parts: trains on `train`, tests on `test`, or on `validation` where the
+        corpus has no test part (CHEAVD, as in the paper).
+        `emobox6`: EmoBox's six folds of RAVDESS.
+    corpus: the corpus' name for the record; by default what the dataset's builder is called.
+    speaker_disjoint: False accepts a corpus without speaker ids and official splits that share speakers.
+    validation_speakers: so many speakers of each training part validate instead (for choosing a recipe
+        without looking at the test speakers), drawn by `seed` such that training keeps every class.
+
+    Raises ValueError where speakers, sessions or splits are missing, are too few, or are shared between
+    parts, and where a fold would leave a class out of training.
+    """
+    facts = corpus_facts(dataset)
+    match = re.fullmatch(r"(\d+)fold", name)
+    kind, count = ("kfold", int(match[1])) if match else (name, folds)
+    if kind not in _BUILDERS:
+        raise ValueError(f"protocol {name!r}: expected one of {', '.join(_BUILDERS)} or, say, 5fold")
+    if facts.speakers is None and speaker_disjoint:
+        raise ValueError(
+            f"protocol {name!r} keeps speakers apart, but the corpus has no speaker ids. Give it a 'speaker' "
+            "column, or accept shared speakers with speaker_disjoint=False, which every report will say"
+        )
+    column, divisions = _BUILDERS[kind](facts, seed=seed, count=count, speaker_disjoint=speaker_disjoint)
+    if validation_speakers:
+        divisions = [_with_validation(facts, column, fold, validation_speakers, seed) for fold in divisions]
+    for fold in divisions:
+        _check_classes(facts, column, fold)
+    _check_tested(facts, column, divisions)
+    shared = {fold.name: shared_speakers(facts, column, fold) for fold in divisions}
+    disjoint = facts.speakers is not None and not any(shared.values())
+    if speaker_disjoint and not disjoint:
+        fold_name, speakers = next((n, s) for n, s in shared.items() if s)
+        raise ValueError(
+            f"protocol {name!r}, fold {fold_name!r}: {len(speakers)} speakers are in training and test "
+            f"({few(speakers)}). Use another protocol, or accept it with speaker_disjoint=False, which every "
+            "report will say"
+        )
+    return Protocol(
+        name=f"{count}fold" if kind == "kfold" else kind,
+        corpus=corpus or corpus_name(dataset),
+        column=column,
+        folds=tuple(divisions),
+        speaker_disjoint=disjoint,
+        seed=seed,
+        classes=facts.classes,
+        utterances=len(facts.utterances),
+        corpus_sha256=facts.sha256(),
+    )
+
+
+def shared_speakers(facts, column, fold):
+    """Speakers of a fold's test part that its training or validation part holds too, sorted."""
+    if facts.speakers is None:
+        return []
+    test, rest = set(fold.test), {*fold.train, *fold.validation}
+    values = facts.values(column)
+    tested = {speaker for speaker, value in zip(facts.speakers, values) if value in test}
+    return sorted(tested & {speaker for speaker, value in zip(facts.speakers, values) if value in rest})
+
+
+def _loso(facts, **_):
+    speakers = _speakers(facts, "loso")
+    return "speaker", [_leave_out(speakers, [speaker], speaker) for speaker in speakers]
+
+
+def _kfold(facts, *, seed, count, speaker_disjoint):
+    if count < 2:
+        raise ValueError(f"{count} folds: expected at least 2")
+    if not speaker_disjoint:
+        return "utterance", _utterance_folds(facts, seed, count)
+    speakers = _speakers(facts, "kfold")
+    if len(speakers) < count:
+        raise ValueError(f"{len(speakers)} speakers cannot make {count} folds: use loso, or fewer folds")
+    sizes, groups = Counter(facts.speakers), [[] for _ in range(count)]
+    # equal numbers of speakers; among the groups that have fewest, the one with the fewest utterances
+    for speaker in _shuffled(speakers, seed, "kfold"):
+        min(groups, key=lambda group: (len(group), sum(sizes[s] for s in group))).append(speaker)
+    return "speaker", [_leave_out(speakers, group, f"fold{i}") for i, group in enumerate(groups, 1)]
+
+
+def _utterance_folds(facts, seed, count):
+    order = _shuffled(facts.utterances, seed, "utterances")
+    label_of = dict(zip(facts.utterances, facts.labels))
+    order.sort(key=label_of.get)  # stable: dealt class by class, so every fold has its share of each
+    return [_leave_out(facts.utterances, order[i::count], f"fold{i + 1}") for i in range(count)]
+
+
+def _session(facts, **_):
+    speakers = _speakers(facts, "session")
+    if facts.sessions is None:
+        raise ValueError("protocol 'session' needs a column 'session', and there is none: use loso or 5fold")
+    members = {}
+    for session, speaker in zip(facts.sessions, facts.speakers):
+        members.setdefault(session, set()).add(speaker)
+    wrong = {session: sorted(found) for session, found in members.items() if len(found) != 2}
+    if wrong or sum(map(len, members.values())) != len(speakers):
+        detail = ", ".join(f"{s}: {few(found)}" for s, found in wrong.items()) or "a speaker is in several"
+        raise ValueError(f"protocol 'session' expects two speakers in each session, in no other ({detail})")
+    divisions = []
+    for session in sorted(members):
+        train = tuple(s for s in speakers if s not in members[session])
+        for validation, test in (sorted(members[session]), sorted(members[session], reverse=True)):
+            divisions.append(Fold(f"{session}-{test}", train, (validation,), (test,)))
+    return "speaker", divisions
+
+
+def _split(facts, **_):
+    found = set(facts.splits or ())
+    if "train" not in found or not found & {"validation", "test"}:
+        raise ValueError(
+            "protocol 'split' needs a column 'split' with 'train' and 'validation' or 'test'; "
+            f"found {', '.join(sorted(found)) or 'none'}"
+        )
+    if "test" in found:
+        validation = ("validation",) if "validation" in found else ()
+        return "split", [Fold("test", ("train",), validation, ("test",))]
+    return "split", [Fold("validation", ("train",), (), ("validation",))]
+
+
+def _emobox6(facts, **_):
+    speakers = _speakers(facts, "emobox6")
+    actors = {int("0" + re.sub(r"\D", "", speaker)): speaker for speaker in speakers}
+    if sorted(actors) != list(range(1, 25)) or len(speakers) != 24:
+        found = f"{len(speakers)} speakers ({few(speakers)})"
+        raise ValueError(f"protocol 'emobox6' is for RAVDESS' actors 1 to 24; found {found}")
+    groups = [[actors[actor] for actor in fold] for fold in EMOBOX_RAVDESS]
+    return "speaker", [_leave_out(speakers, group, f"fold{i}") for i, group in enumerate(groups, 1)]
+
+
+_BUILDERS = {"loso": _loso, "kfold": _kfold, "session": _session, "split": _split, "emobox6": _emobox6}
+
+
+def _leave_out(everything, test, name):
+    left_out = set(test)
+    return Fold(name, tuple(v for v in everything if v not in left_out), (), tuple(sorted(test)))
+
+
+def _with_validation(facts, column, fold, count, seed):
+    if column != "speaker" or fold.validation:
+        raise ValueError(
+            f"validation_speakers={count}: fold {fold.name!r} "
+            + ("has validation speakers already" if column == "speaker" else f"lists {column}s, not speakers")
+        )
+    order = _shuffled(fold.train, seed, f"validation {fold.name}")
+    for chosen in combinations(order, count):
+        train = tuple(speaker for speaker in fold.train if speaker not in chosen)
+        smaller = Fold(fold.name, train, tuple(sorted(chosen)), fold.test)
+        if not _untrained(facts, column, smaller):
+            return smaller
+    raise ValueError(
+        f"fold {fold.name!r} has {len(fold.train)} training speakers: no {count} of them can be left out for "
+        "validation without losing a class from training"
+    )
+
+
+def _untrained(facts, column, fold):
+    """Names of the classes that no training utterance has."""
+    train = set(fold.train)
+    seen = {label for label, value in zip(facts.labels, facts.values(column)) if value in train}
+    return [name for number, name in enumerate(facts.classes) if number not in seen]
+
+
+def _check_classes(facts, column, fold):
+    missing = _untrained(facts, column, fold)
+    if not missing:
+        return
+    reasons = []
+    for name in missing:
+        who = {s for s, label in zip(facts.speakers or (), facts.labels) if facts.classes[label] == name}
+        if facts.classes.index(name) not in facts.labels:
+            reasons.append(f"{name!r} has no utterance at all")
+        elif len(who) == 1:
+            reasons.append(f"{name!r} has the one speaker {who.pop()!r}")
+        else:
+            reasons.append(f"{name!r}")
+    raise ValueError(
+        f"fold {fold.name!r} leaves classes out of training: {'; '.join(reasons)}. "
+        "Leave those labels out of the corpus, or use fewer or other folds"
+    )
+
+
+def _check_tested(facts, column, divisions):
+    tested = {value for fold in divisions for value in fold.test}
+    seen = {label for label, value in zip(facts.labels, facts.values(column)) if value in tested}
+    never = [name for number, name in enumerate(facts.classes) if number not in seen]
+    if never:
+        message = f"never tested: {', '.join(never)}; UA is the mean over the other classes"
+        warnings.warn(message, stacklevel=3)
+
+
+def _speakers(facts, name):
+    if facts.speakers is None:
+        raise ValueError(f"protocol {name!r} is by speaker, and there are no speaker ids: use 5fold or split")
+    speakers = sorted(set(facts.speakers))
+    if len(speakers) < 2:
+        raise ValueError(f"protocol {name!r} needs at least 2 speakers; found {few(speakers)}")
+    return speakers
+
+
+def _shuffled(values, seed, purpose):
+    """The same order on every machine and version: by a hash, not by a random generator."""
+    return sorted(values, key=lambda value: hashlib.sha256(f"{seed}\0{purpose}\0{value}".encode()).digest())

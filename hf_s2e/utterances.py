@@ -1,0 +1,115 @@
+"""What a corpus says of each utterance: a name that travels, label, speaker, session and split.
+
+A corpus is a `datasets.Dataset` as `hf_s2e.corpora.load_corpus` gives it: with the columns `audio` (not
+decoded) and `label` (a ClassLabel) and, where known, `speaker`, `session` and `split`.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from typing import NamedTuple
+
+
+class CorpusFacts(NamedTuple):
+    """What a protocol needs of a corpus, row by row; columns that it lacks are None.
+
+    labels are numbers into `classes`, the label names.
+    """
+
+    utterances: list[str]
+    labels: list[int]
+    classes: tuple[str, ...]
+    speakers: list[str] | None
+    sessions: list[str] | None
+    splits: list[str] | None
+
+    def sha256(self):
+        """Over utterance ids, labels and speakers, whatever the order of the rows."""
+        speakers = self.speakers or [""] * len(self.utterances)
+        rows = sorted(zip(self.utterances, (self.classes[label] for label in self.labels), speakers))
+        return hashlib.sha256(canonical([self.classes, rows]).encode()).hexdigest()
+
+    def values(self, column):
+        return {"speaker": self.speakers, "split": self.splits, "utterance": self.utterances}[column]
+
+
+def corpus_facts(dataset) -> CorpusFacts:
+    """Read utterance ids, labels, speakers, sessions and splits, and check them. Raises ValueError."""
+    utterances = utterance_ids(dataset)
+    labels, classes = dataset["label"][:], tuple(dataset.features["label"].names)
+    known = range(len(classes))
+    unlabelled = [utterance for utterance, label in zip(utterances, labels) if label not in known]
+    if unlabelled:
+        raise ValueError(f"{len(unlabelled)} utterances have no label ({few(unlabelled)}): leave them out")
+    columns = (text_column(dataset, name, utterances) for name in ("speaker", "session", "split"))
+    return CorpusFacts(utterances, labels, classes, *columns)
+
+
+def utterance_ids(dataset):
+    """A name for each row that does not depend on where the corpus lies or how its audio is stored.
+
+    The column `utterance` where there is one; otherwise the file name without its ending, or, where file
+    names repeat (VoxCeleb's 00001), the path below the folder that all files share. Raises ValueError for
+    rows that have the same file.
+    """
+    if "utterance" in dataset.column_names:
+        names = [str(name) for name in dataset["utterance"][:]]
+        return _unique(names)
+    paths = audio_paths(dataset)
+    if any(path is None for path in paths):
+        raise ValueError("some rows have no audio path: add a column 'utterance' with a name for each row")
+    if not paths:
+        raise ValueError("the corpus has no utterances")
+    names = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    relative = [os.path.relpath(path, folder or ".").replace(os.sep, "/") for path in paths]
+    names = [os.path.splitext(path)[0] for path in relative]
+    return names if len(set(names)) == len(names) else _unique(relative)
+
+
+def audio_paths(dataset):
+    """Path of each row's audio; audio bytes that the table may hold are passed over."""
+    paths = []
+    for batch in dataset.select_columns("audio").with_format("arrow").iter(batch_size=1000):
+        column = batch["audio"].combine_chunks()
+        paths += (column if column.type.num_fields == 0 else column.field("path")).to_pylist()
+    return paths
+
+
+def text_column(dataset, name, utterances):
+    """A column's values as text, or None where it is absent or empty throughout."""
+    if name not in dataset.column_names:
+        return None
+    values = ["" if value is None else str(value) for value in dataset[name][:]]
+    empty = [utterance for utterance, value in zip(utterances, values) if not value.strip()]
+    if len(empty) == len(values):
+        return None
+    if empty and name == "speaker":
+        raise ValueError(f"{len(empty)} of {len(values)} utterances have no speaker ({few(empty)})")
+    return values
+
+
+def _unique(names):
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{len(repeated)} utterances are there more than once ({few(repeated)})")
+    return names
+
+
+def corpus_name(dataset):
+    """Name under which `load_corpus` made the dataset; empty for one that was put together by hand."""
+    return (getattr(getattr(dataset, "info", None), "dataset_name", None) or "").removeprefix("s2e_")
+
+
+def canonical(content):
+    """JSON text that is the same for the same content, for hashing."""
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def few(values, limit=4):
+    """The first values, for a message."""
+    values = [str(value) for value in values]
+    return ", ".join(values[:limit]) + (", ..." if len(values) > limit else "")
