@@ -24,7 +24,6 @@ from .files import CorpusError, CorpusWarning, Report, digest, is_audio, show_en
 ROWS_PER_BATCH = 10_000  # rows in memory while the index is written
 TEXT = datasets.Value("string")
 SPEAKER_OPTIONS = {"num_speakers": None, "speaker_seed": 0}  # of corpora whose label is the speaker
-COLUMN_TYPES = {"duration_s": datasets.Value("float32")}  # every other extra column is text
 
 
 class Corpus(datasets.ArrowBasedBuilder):
@@ -65,10 +64,15 @@ class Corpus(datasets.ArrowBasedBuilder):
     def load(cls, data_dir=None, *, cache_dir=None, strict=True, **options) -> datasets.Dataset:
         """Build the index, or take it from the cache, and return it; see `hf_s2e.corpora.load_corpus`."""
         builder = cls(data_dir, cache_dir=cache_dir, strict=strict, **options)
+        builder._build()
         try:
-            return builder._cached()
-        except (pa.ArrowInvalid, OSError, datasets.exceptions.DatasetsError):
-            return builder._cached(force=True)  # a damaged cache is built anew; if it fails again, it raises
+            dataset = builder._read()
+        except (OSError, ValueError, datasets.exceptions.DatasetsError):  # a damaged cache is built anew
+            builder._build(datasets.DownloadMode.FORCE_REDOWNLOAD)
+            dataset = builder._read()
+        if builder.info.description:
+            warnings.warn(builder._message(builder.info.description), CorpusWarning, stacklevel=3)
+        return dataset
 
     # What a corpus may override
 
@@ -169,7 +173,7 @@ class Corpus(datasets.ArrowBasedBuilder):
 
     def _info(self) -> datasets.DatasetInfo:
         label = datasets.ClassLabel(names=list(self.classes))
-        more = {column: COLUMN_TYPES.get(column, TEXT) for column in self.COLUMNS}
+        more = {column: TEXT for column in self.COLUMNS}
         audio = datasets.Audio(decode=False)
         return datasets.DatasetInfo(
             features=datasets.Features({"audio": audio, "label": label, "speaker": TEXT, **more})
@@ -245,8 +249,12 @@ class Corpus(datasets.ArrowBasedBuilder):
             remedy = "What is named here was left out (strict=False)."
         return f"{self.title()} in {self.root}:\n{findings}\n  {remedy}"
 
-    def _cached(self, force: bool = False) -> datasets.Dataset:
-        mode = datasets.DownloadMode.FORCE_REDOWNLOAD if force else None
+    def _build(self, mode=None) -> None:
+        """Write the index unless the cache has it.
+
+        Raises:
+            CorpusError: the copy has faults and ``strict`` holds, or no row is left.
+        """
         try:
             self.download_and_prepare(download_mode=mode)
         except datasets.exceptions.DatasetGenerationError as error:
@@ -255,11 +263,11 @@ class Corpus(datasets.ArrowBasedBuilder):
             raise
         if self.info.description and self.strict:
             raise CorpusError(self._message(self.info.description))
+
+    def _read(self) -> datasets.Dataset:
         dataset = self.as_dataset(datasets.Split.TRAIN)
         if len(dataset) != self.info.splits["train"].num_examples:
-            raise OSError(f"the cached index in {self.cache_dir} is cut short")
-        if self.info.description:
-            warnings.warn(self._message(self.info.description), CorpusWarning, stacklevel=4)
+            raise OSError(f"the index in {self.cache_dir} is cut short")
         return dataset
 
 

@@ -2,7 +2,7 @@
 
 Livingstone and Russo, "The Ryerson Audio-Visual Database of Emotional Speech and Song", PLoS ONE 13(5),
 2018. Songs (channel 02) are passed over. The published audio holds one pair of equal recordings
-(03-01-03-01-02-01-07 and 03-01-03-01-02-02-07), and about 47 % of it is silence before and after the sentence.
+(03-01-03-01-02-01-07 and 03-01-03-01-02-02-07); about 47 % of it is silence before and after the sentence.
 """
 
 import itertools
