@@ -57,9 +57,10 @@ def read_blocks(source: Any, *, sampling_rate: float | None = None) -> Iterator[
     ceil(frames * 16000 / rate) samples: what resampling the whole at once gives.
 
     `source` is a path, an http(s) URL, bytes, a binary file object (read from its start), a numpy or torch
-    array, or a dict as `datasets` and the transformers pipelines have it. A file brings its own rate; an array
-    needs `sampling_rate` in Hz. It is (frames,), (frames, channels) or (channels, frames): the axis of at most
-    16 entries is the channels, which are averaged. Integers are scaled by their full range, uint8 around 128.
+    array, or a dict as `datasets` and the transformers pipelines have it. A file brings its own rate;
+    an array needs `sampling_rate` in Hz. It is (frames,), (frames, channels) or (channels, frames): the axis
+    of at most 16 entries is the channels, and they are averaged. Integers are scaled by their full range,
+    uint8 around 128.
 
     Raises:
         AudioError: nothing to read, not sound, empty, NaN or infinite samples, no or an impossible sampling
