@@ -111,7 +111,7 @@ def synthesise(speaker: dict[str, float], label: str, random: np.random.Generato
     pulses = (tilt * np.cos(phase) - tilt**2) / (1 - 2 * tilt * np.cos(phase) + tilt**2)
     loudness = 0.15 + 0.85 * np.sin(np.pi * (place % 1)) ** 2  # rises and falls with each syllable
     loudness *= random.uniform(0.6, 1.0, syllables + 1)[place.astype(int)]
-    source = (pulses + 20 * breath * random.normal(size=length)) * loudness
+    source = (pulses + 6 * breath * random.normal(size=length)) * loudness
     formants = VOWELS[random.integers(len(VOWELS), size=syllables + 1)] * speaker["formants"]
     voice = _filter(source, formants, rate)
     gain = 0.05 * 10 ** ((energy + speaker["loudness"]) / 20)
