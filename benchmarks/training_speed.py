@@ -1,0 +1,137 @@
+"""Segments per second of training: data path alone, network alone, both; as ratios to the plain loop in fp32.
+
+    python benchmarks/training_speed.py [--batch_size 64] [--steps 40] [--profile]
+
+Baseline of every ratio: eager fp32 training of the plain network (everything learns), measured in the same run.
+On a GPU, bf16 autocast and torch.compile are measured beside it; on a CPU only what runs there.
+"""
+
+import argparse
+import contextlib
+import time
+
+import torch
+import torch.nn.functional as F
+
+from hf_s2e import S2EConfig, S2EForAudioClassification, S2EFrontEnd
+from hf_s2e.training.data import WaveStore
+from hf_s2e.training.engine import Spectrograms, Task
+from hf_s2e.training.recipe import Recipe, make_optimizer
+
+LABELS = [f"class_{i}" for i in range(7)]
+METHODS = ("plain", "pretrain", "residual_adapter", "bn_only")
+
+
+def network(method: str) -> S2EForAudioClassification:
+    """A randomly initialised network with the trained part of a method; speed does not depend on the weights."""
+    model = S2EForAudioClassification(S2EConfig(adapters=method != "plain", num_labels=len(LABELS)))
+    if method in ("residual_adapter", "bn_only"):
+        model.add_adapter("domain", LABELS)
+        model.train_adapter("domain", parts=("alpha", "bn", "fc") if method == "residual_adapter" else ("bn", "fc"))
+    return model.train()
+
+
+def synthetic_task(seconds: int = 600) -> Task:
+    waves = torch.randint(-3000, 3000, (seconds * 16_000,), dtype=torch.int16)
+    lengths = torch.full((seconds // 4,), 64_000)
+    store = WaveStore(waves, lengths.cumsum(0) - lengths, lengths)
+    return Task(store, [0] * len(lengths), range(len(lengths)), S2EFrontEnd())
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(step, steps: int, device: torch.device) -> float:
+    """Seconds a step, after three to warm up."""
+    for _ in range(3):
+        step()
+    synchronize(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize(device)
+    return (time.perf_counter() - started) / steps
+
+
+class Trainer:
+    """One configuration: data path, forward, backward, optimiser."""
+
+    def __init__(self, method: str, args, device: torch.device, *, bf16: bool, compiled: str | None):
+        self.device, self.size, self.bf16 = device, args.batch_size, bf16
+        self.model = network(method).to(device)
+        self.optimizer = make_optimizer(self.model, Recipe())
+        self.forward = torch.compile(self.model, mode=compiled) if compiled else self.model
+        self.spectrograms = Spectrograms(synthetic_task(), Recipe(), device)
+        generator = torch.Generator().manual_seed(0)
+        self.utterances = torch.randint(0, 150, (self.size,), generator=generator).to(device)
+        self.starts = torch.randint(0, 2, (self.size,), generator=generator).to(device) * 16_000
+        self.labels = torch.randint(0, len(LABELS), (self.size,), generator=generator).to(device)
+        self.inputs = self.data()
+
+    def data(self) -> torch.Tensor:
+        return self.spectrograms(self.utterances, self.starts)
+
+    def learn(self, inputs: torch.Tensor | None = None) -> None:
+        inputs = self.inputs if inputs is None else inputs
+        precision = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+        with precision:
+            logits = self.forward(input_values=inputs).logits
+        F.cross_entropy(logits, self.labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def both(self) -> None:
+        self.learn(self.data())
+
+
+def profile(trainer: Trainer) -> None:
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    activity = ProfilerActivity.CUDA if trainer.device.type == "cuda" else ProfilerActivity.CPU
+    with profiler(activities=[activity]) as result:
+        for _ in range(5):
+            trainer.both()
+        synchronize(trainer.device)
+    print(result.key_averages().table(sort_by=f"self_{trainer.device.type}_time_total", row_limit=22, max_name_column_width=70))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--compile_modes", default="default")
+    parser.add_argument("--profile", action="store_true", help="also print where the time of the last one goes")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark = True
+    modes = [(False, None)]
+    if device.type == "cuda":
+        modes += [(True, None), *((True, mode) for mode in args.compile_modes.split(",") if mode)]
+    baseline = None
+    print(f"{device}, batch {args.batch_size}; segments per second")
+    print(f"{'method':17} {'precision':9} {'compiled':16} {'data':>8} {'network':>8} {'both':>8} {'ratio':>6}", flush=True)
+    for bf16, compiled in modes:
+        for method in args.methods.split(","):
+            trainer = Trainer(method, args, device, bf16=bf16, compiled=compiled)
+            speeds = [
+                args.batch_size / measure(step, args.steps, device)
+                for step in (trainer.data, trainer.learn, trainer.both)
+            ]
+            baseline = baseline or speeds[2]
+            print(
+                f"{method:17} {'bf16' if bf16 else 'fp32':9} {compiled or 'no':16} "
+                + " ".join(f"{speed:8.1f}" for speed in speeds)
+                + f" {speeds[2] / baseline:6.2f}",
+                flush=True,
+            )
+            if args.profile:
+                profile(trainer)
+            torch.compiler.reset()
+
+
+if __name__ == "__main__":
+    main()

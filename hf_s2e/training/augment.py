@@ -1,0 +1,85 @@
+"""Augmentation in the batch, on the accelerator; every kind is off in the paper's recipe."""
+
+import torch
+
+from .recipe import Recipe
+
+CHANNEL_RIPPLES = 4  # half periods of cosine over the band
+
+
+class Augment:
+    """Draws for one step, from a generator of its own: a resumed run draws the same.
+
+    Args:
+        recipe: which kinds, and how strong.
+        seed: of this step and process.
+        device: where the batch is.
+    """
+
+    def __init__(self, recipe: Recipe, seed: int, device: torch.device):
+        self.recipe, self.device = recipe, device
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
+        return torch.rand(*shape, generator=self.generator, device=self.device) * (high - low) + low
+
+    def starts(self, starts: torch.Tensor, lengths: torch.Tensor, segment_length: int) -> torch.Tensor:
+        """Where segments begin: as given, or anywhere in their utterance (int64 (n,))."""
+        if not self.recipe.random_crop:
+            return starts
+        free = (lengths - segment_length).clamp(min=0)
+        return (self.uniform(len(starts)) * (free + 1)).long()
+
+    def speed(self, count: int) -> torch.Tensor | None:
+        width = self.recipe.speed_perturbation
+        return self.uniform(count, low=1 - width, high=1 + width) if width else None
+
+    def waveforms(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """White noise at a random level: (n, samples)."""
+        if self.recipe.noise_snr is None:
+            return waveforms
+        snr = self.recipe.noise_snr + 20 * self.uniform(len(waveforms), 1)
+        power = waveforms.square().mean(dim=1, keepdim=True)
+        noise = torch.randn(waveforms.shape, generator=self.generator, device=self.device)
+        return waveforms + noise * (power / 10 ** (snr / 10)).sqrt()
+
+    def magnitude(self, magnitude: torch.Tensor) -> torch.Tensor:
+        """A random smooth frequency response: (n, bins, frames)."""
+        if not self.recipe.channel_db:
+            return magnitude
+        count, bins = magnitude.shape[:2]
+        frequency = torch.linspace(0, torch.pi, bins, device=self.device)
+        order = torch.arange(1, CHANNEL_RIPPLES + 1, device=self.device)
+        curves = torch.cos(frequency[:, None] * order) / order  # (bins, ripples)
+        weights = self.uniform(count, CHANNEL_RIPPLES, low=-1, high=1) * self.recipe.channel_db
+        return magnitude * 10 ** ((weights @ curves.T) / 20)[:, :, None]
+
+    def spectrograms(self, spectrograms: torch.Tensor) -> torch.Tensor:
+        """Hide bands of frequency and stretches of time: (n, bins, frames)."""
+        for dim, widest in ((1, self.recipe.freq_mask), (2, self.recipe.time_mask)):
+            for _ in range(self.recipe.num_masks if widest else 0):
+                count, size = len(spectrograms), spectrograms.shape[dim]
+                width = self.uniform(count) * widest
+                first = self.uniform(count) * (size - width)
+                position = torch.arange(size, device=self.device)
+                hidden = (position >= first[:, None]) & (position < (first + width)[:, None])
+                spectrograms = spectrograms.masked_fill(hidden[:, :, None] if dim == 1 else hidden[:, None], 0.0)
+        return spectrograms
+
+    def mix(self, spectrograms: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mixup: each segment and its target with another's, in a proportion from Beta(mixup, mixup)."""
+        share = _beta(self.recipe.mixup, len(targets), self.generator, self.device)
+        other = torch.randperm(len(targets), generator=self.generator, device=self.device)
+        mixed = share[:, None, None] * spectrograms + (1 - share[:, None, None]) * spectrograms[other]
+        return mixed, share[:, None] * targets + (1 - share[:, None]) * targets[other]
+
+
+def _beta(concentration: float, count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
+    """Beta(c, c) for c <= 1 by Johnk's rejection method, with the step's own generator."""
+    shape, accepted = (64, count), torch.full((count,), 0.5, device=device)
+    x = torch.rand(shape, generator=generator, device=device) ** (1 / concentration)
+    y = torch.rand(shape, generator=generator, device=device) ** (1 / concentration)
+    good = (x + y <= 1) & (x + y > 0)
+    first = good.float().argmax(dim=0, keepdim=True)
+    share = (x / (x + y)).gather(0, first)[0]
+    return torch.where(good.any(dim=0), share, accepted)

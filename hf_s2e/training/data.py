@@ -1,0 +1,183 @@
+"""The data path of training: a corpus decoded once into int16, and segments cut out of it on any device."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from ..feature_extraction_s2e import S2EFrontEnd
+
+FULL_SCALE = 32768.0
+DEVICE_LIMIT = 4 << 30  # bytes of audio that are kept on the accelerator (4 GiB: 37 h)
+
+
+@dataclass
+class WaveStore:
+    """Utterances of a corpus as one long row of int16 samples.
+
+    waves: int16 (samples of all utterances,), memory-mapped or on the accelerator.
+    offsets, lengths: int64 (utterances,), in samples.
+    """
+
+    waves: torch.Tensor
+    offsets: torch.Tensor
+    lengths: torch.Tensor
+
+    @classmethod
+    def build(cls, dataset, cache_dir: str | os.PathLike, *, progress: bool = True) -> "WaveStore":
+        """Decode a corpus (column `audio`, `Audio(decode=False)`) into `cache_dir`, or open what is there already.
+
+        The store is keyed by the files' paths, sizes and times, written beside and then renamed: a killed run leaves
+        nothing that a later one would take for whole.
+
+        Raises:
+            AudioError: a file cannot be read; the message names it.
+        """
+        paths = [row["path"] for row in dataset["audio"]]
+        folder = Path(cache_dir, _key(paths))
+        if not (folder / "index.json").is_file():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                lengths = _decode_all(paths, partial / "waves.i16", progress)
+                (partial / "index.json").write_text(json.dumps({"lengths": lengths}))
+                if not folder.exists():  # another process may have been faster
+                    os.replace(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> "WaveStore":
+        lengths = torch.tensor(json.loads(Path(folder, "index.json").read_text())["lengths"])
+        total = int(lengths.sum())
+        waves = torch.from_file(str(Path(folder, "waves.i16")), shared=False, size=total, dtype=torch.int16)
+        return cls(waves, lengths.cumsum(0) - lengths, lengths)
+
+    def to(self, device: torch.device) -> "WaveStore":
+        """On the accelerator, where it is small enough; otherwise segments are cut here and sent batch by batch."""
+        if device.type == "cpu" or self.waves.numel() * 2 > DEVICE_LIMIT:
+            return self
+        return WaveStore(self.waves.to(device), self.offsets.to(device), self.lengths.to(device))
+
+    def cut(
+        self, utterances: torch.Tensor, starts: torch.Tensor, samples: int, speed: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Pieces of `samples` samples: float32 (n, samples), full scale 1, zero outside the utterance.
+
+        Args:
+            utterances, starts: int64 (n,); a start may be negative.
+            speed: float (n,); 1.1 plays a piece 10 % faster (linear interpolation: the front end stops at 4 kHz, far
+                below where that would be heard).
+        """
+        device = self.waves.device
+        utterances, starts = utterances.to(device), starts.to(device)
+        time = torch.arange(samples, device=device)
+        if speed is None:
+            return self._read(utterances, starts[:, None] + time)
+        exact = starts[:, None] + time * speed.to(device)[:, None]
+        whole = exact.floor()
+        part, whole = exact - whole, whole.long()
+        return self._read(utterances, whole) * (1 - part) + self._read(utterances, whole + 1) * part
+
+    def _read(self, utterances: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        inside = (positions >= 0) & (positions < self.lengths[utterances][:, None])
+        index = torch.where(inside, positions + self.offsets[utterances][:, None], 0)
+        return self.waves[index].float().mul_(inside).div_(FULL_SCALE)
+
+
+def _key(paths: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = os.stat(path)
+        digest.update(f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def _decode(path: str) -> np.ndarray:
+    from ..audio import load_audio
+
+    return np.clip(np.round(load_audio(path) * FULL_SCALE), -32768, 32767).astype(np.int16)
+
+
+def _decode_all(paths: Sequence[str], target: Path, progress: bool) -> list[int]:
+    from tqdm import tqdm
+
+    lengths = []
+    workers = min(os.cpu_count() or 1, 16)
+    with open(target, "wb") as file, ProcessPoolExecutor(workers) as pool:
+        decoded = pool.map(_decode, paths, chunksize=8)
+        for wave in tqdm(decoded, total=len(paths), desc="decoding", unit="file", disable=not progress):
+            file.write(wave.tobytes())
+            lengths.append(len(wave))
+    return lengths
+
+
+class SegmentDataset(Dataset):
+    """The training segments of some utterances: which utterance, where it begins, which class.
+
+    Reads no audio: [`WaveStore.cut`] does, on the store's device, once a batch is known.
+    """
+
+    def __init__(self, store: WaveStore, labels: Sequence[int], utterances: Sequence[int], front_end: S2EFrontEnd):
+        lengths = store.lengths.tolist()
+        rows = [
+            (utterance, segment * front_end.segment_hop)
+            for utterance in utterances
+            for segment in range(front_end.num_segments(lengths[utterance]))
+        ]
+        table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
+        self.utterances, self.starts = table[:, 0], table[:, 1]
+        self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))[self.utterances]
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        index = torch.as_tensor(indices)
+        return {
+            "utterance": self.utterances[index],
+            "start": self.starts[index],
+            "labels": self.labels[index],
+        }
+
+
+class ShuffledBatches(Sampler):
+    """Batches in an order that depends on the seed and the epoch alone, so that a resumed run sees the same.
+
+    The last, incomplete batch of an epoch is left out (batch norm on a handful of segments harms), unless it is the
+    only one. With `balance`, every class gives the same number of segments, drawn with replacement where needed.
+    """
+
+    def __init__(self, labels: torch.Tensor, batch_size: int, seed: int, *, balance: bool = False):
+        self.labels, self.batch_size, self.seed, self.balance = labels, min(batch_size, len(labels)), seed, balance
+        self.epoch, self.drop_last = 0, True
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.labels) // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        if self.balance:
+            weight = 1.0 / torch.bincount(self.labels)[self.labels].double()
+            order = torch.multinomial(weight, len(self.labels), replacement=True, generator=generator)
+        else:
+            order = torch.randperm(len(self.labels), generator=generator)
+        for first in range(0, len(self) * self.batch_size, self.batch_size):
+            yield order[first : first + self.batch_size].tolist()

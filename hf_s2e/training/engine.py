@@ -1,0 +1,302 @@
+"""The training loop, shared by speaker and emotion training, and prediction over whole utterances."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, skip_first_batches
+from torch.utils.data import DataLoader
+
+from ..adapter_files_s2e import tensors_sha256
+from ..feature_extraction_s2e import S2EFrontEnd
+from ..modeling_s2e import S2EForAudioClassification, _aggregate
+from .augment import Augment
+from .data import SegmentDataset, ShuffledBatches, WaveStore
+from .recipe import Recipe, make_optimizer, make_scheduler
+
+LOSS_CHECK_STEPS = 20  # reading the loss stalls an accelerator: not at every step
+KEPT_CHECKPOINTS = 2
+STATE_FILE = "progress.json"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the last good checkpoint is where the message says."""
+
+
+@dataclass
+class Task:
+    """What is trained on: audio, its labels, and which utterances."""
+
+    store: WaveStore
+    labels: Sequence[int]
+    utterances: Sequence[int]
+    front_end: S2EFrontEnd
+
+
+class Spectrograms:
+    """Batches of segments -> spectrograms, on the store's or the accelerator's device, augmented where asked."""
+
+    def __init__(self, task: Task, recipe: Recipe, device: torch.device):
+        self.front_end, self.recipe, self.device = task.front_end, recipe, device
+        self.store = task.store.to(device)
+        self.peaks = _peaks(task, self.store, device)
+
+    @torch.no_grad()
+    def __call__(self, utterances: torch.Tensor, starts: torch.Tensor, augment: Augment | None = None) -> torch.Tensor:
+        """int64 (n,), int64 (n,) -> float32 (n, bins, frames)"""
+        front_end, speed = self.front_end, None
+        if augment is not None:
+            lengths = self.store.lengths[utterances.to(self.store.lengths.device)]
+            starts = augment.starts(starts, lengths.to(starts.device), front_end.segment_length)
+            speed = augment.speed(len(starts))
+        waves = self.store.cut(utterances, starts - front_end.context, front_end.segment_samples, speed)
+        waves = waves.to(self.device)
+        if augment is not None:
+            waves = augment.waveforms(waves)
+        magnitude = front_end.magnitude(waves).transpose(-2, -1)
+        if augment is not None:
+            magnitude = augment.magnitude(magnitude)
+        maximum = None if self.peaks is None else self.peaks[utterances.to(self.device)][:, None, None]
+        spectrograms = front_end.mu_law(magnitude, maximum)
+        return spectrograms if augment is None else augment.spectrograms(spectrograms)
+
+
+def _peaks(task: Task, store: WaveStore, device: torch.device) -> torch.Tensor | None:
+    """Each utterance's largest magnitude, where `normalization="utterance"` needs it."""
+    if task.front_end.normalization != "utterance":
+        return None
+    peaks = torch.zeros(len(store.lengths), device=device)
+    zero = torch.zeros(1, dtype=torch.int64)
+    for utterance, length in enumerate(store.lengths.tolist()):
+        wave = store.cut(torch.tensor([utterance]), zero, length)[0]
+        peaks[utterance] = task.front_end.peak(wave.to(device))
+    return peaks
+
+
+def train(
+    accelerator: Accelerator,
+    model: S2EForAudioClassification,
+    task: Task,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    max_train_steps: int | None = None,
+    checkpoint_dir: Path | None = None,
+    checkpointing_steps: int | None = None,
+    resume_from: Path | None = None,
+    description: str = "training",
+    on_epoch=None,
+) -> list[dict]:
+    """Train whatever requires a gradient; returns one row of history an epoch (loss, accuracy, segments per second).
+
+    Batch order and augmentation depend on `seed`, epoch and step alone: a run resumed from a checkpoint goes on
+    exactly as if it had not stopped.
+
+    Raises:
+        TrainingError: the loss is not finite, or something frozen has changed.
+    """
+    data = SegmentDataset(task.store, task.labels, task.utterances, task.front_end)
+    sampler = ShuffledBatches(data.labels, recipe.per_device_train_batch_size, seed, balance=recipe.balance_classes)
+    loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
+    frozen = _frozen_sha256(model)
+    model.to(accelerator.device)
+    optimizer = make_optimizer(model, recipe)
+    wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    scheduler = make_scheduler(optimizer, recipe, len(loader))
+    accelerator.register_for_checkpointing(scheduler)
+    spectrograms = Spectrograms(task, recipe, accelerator.device)
+    total = recipe.num_train_epochs * len(loader)
+    total = total if max_train_steps is None else min(total, max_train_steps)
+    run = _Run(accelerator, wrapped, optimizer, scheduler, spectrograms, recipe, seed)
+    checkpoints = _Checkpoints(accelerator, checkpoint_dir, checkpointing_steps)
+    run.step = 0 if resume_from is None else checkpoints.load(resume_from)
+    history = _loop(run, loader, sampler, total, checkpoints, description, on_epoch)
+    if _frozen_sha256(model) != frozen:
+        raise TrainingError("A frozen tensor changed during training: this result must not be used.")
+    accelerator.free_memory()
+    return history
+
+
+@dataclass
+class _Run:
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    spectrograms: Spectrograms
+    recipe: Recipe
+    seed: int
+    step: int = 0
+
+    def train_step(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimiser step; the loss and the number of segments recognised, still on the device."""
+        seed = (self.seed * 1_000_003 + self.step) * 1009 + self.accelerator.process_index
+        augment = Augment(self.recipe, seed, self.accelerator.device)
+        inputs, labels = self.spectrograms(batch["utterance"], batch["start"], augment), batch["labels"]
+        targets = F.one_hot(labels, self.num_classes).float()
+        if self.recipe.mixup:
+            inputs, targets = augment.mix(inputs, targets)
+        with self.accelerator.accumulate(self.model):
+            logits = self.model(input_values=inputs).logits
+            loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
+            self.accelerator.backward(loss)
+            self.optimizer.step()
+            self.scheduler.step()
+            self.optimizer.zero_grad()
+        self.step += 1
+        return loss.detach(), (logits.detach().argmax(dim=-1) == labels).sum()
+
+    @property
+    def num_classes(self) -> int:
+        return self.accelerator.unwrap_model(self.model).config.num_labels
+
+
+def _loop(run: _Run, loader, sampler, total: int, checkpoints: "_Checkpoints", description: str, on_epoch) -> list[dict]:
+    from tqdm import tqdm
+
+    history: list[dict] = []
+    bar = tqdm(
+        total=total, initial=run.step, desc=description, unit="step", disable=not run.accelerator.is_main_process
+    )
+    model = run.accelerator.unwrap_model(run.model)
+    while run.step < total:
+        model.train()  # on_epoch may have evaluated
+        epoch, done = divmod(run.step, len(loader))
+        sampler.set_epoch(epoch)
+        meter = _Meter(bar)
+        for batch in skip_first_batches(loader, done) if done else loader:
+            loss, right = run.train_step(batch)
+            meter.update(loss, right, len(batch["labels"]))
+            bar.update()
+            if run.step % LOSS_CHECK_STEPS == 0 or run.step == total:
+                meter.check(run.step, checkpoints)
+            checkpoints.maybe_save(run.step, meter)
+            if run.step == total:
+                break
+        meter.check(run.step, checkpoints)
+        history.append({"epoch": epoch + 1, "step": run.step, "lr": run.optimizer.param_groups[0]["lr"], **meter.row()})
+        if on_epoch is not None:
+            on_epoch(history[-1])
+    bar.close()
+    return history
+
+
+class _Meter:
+    """Loss, accuracy and speed of one epoch."""
+
+    def __init__(self, bar):
+        self.bar, self.losses, self.right, self.segments = bar, [], [], 0
+        self.started = _now()
+
+    def update(self, loss: torch.Tensor, right: torch.Tensor, count: int) -> None:
+        self.losses.append(loss)
+        self.right.append(right)
+        self.segments += count
+
+    def row(self) -> dict[str, float]:
+        return {
+            "loss": float(torch.stack(self.losses).mean()),
+            "accuracy": float(torch.stack(self.right).sum()) / self.segments,
+            "segments_per_second": self.segments / max(1e-9, _now() - self.started),
+        }
+
+    def check(self, step: int, checkpoints: "_Checkpoints") -> None:
+        row = self.row()
+        if not math.isfinite(row["loss"]):
+            raise TrainingError(
+                f"The loss is {row['loss']} by step {step}: lower the learning rate or look for damaged audio "
+                f"(s2e audit). {checkpoints.last_good()}"
+            )
+        self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['segments_per_second']:.0f} segments/s")
+
+
+def _now() -> float:
+    import time
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class _Checkpoints:
+    """Whole checkpoints only: written beside, then renamed; the older ones go."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path | None, every: int | None):
+        self.accelerator, self.folder, self.every = accelerator, folder, every
+
+    def maybe_save(self, step: int, meter: _Meter) -> None:
+        if self.folder is None or not self.every or step % self.every:
+            return
+        meter.check(step, self)
+        target = self.folder / f"step_{step:07d}"
+        partial = self.folder / f"{target.name}.part"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            self.accelerator.save_state(str(partial))
+        except OSError as error:
+            raise TrainingError(f"The checkpoint of step {step} cannot be written ({error}). {self.last_good()}") from error
+        if self.accelerator.is_main_process:
+            (partial / STATE_FILE).write_text(json.dumps({"step": step}))
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)
+            for old in finished_checkpoints(self.folder)[:-KEPT_CHECKPOINTS]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, folder: Path) -> int:
+        self.accelerator.load_state(str(folder))
+        return int(json.loads((folder / STATE_FILE).read_text())["step"])
+
+    def last_good(self) -> str:
+        found = finished_checkpoints(self.folder) if self.folder else []
+        return f"The last good checkpoint is {found[-1]}." if found else "There is no checkpoint yet."
+
+
+def finished_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(path.parent for path in Path(folder).glob(f"step_*/{STATE_FILE}") if path.parent.suffix != ".part")
+
+
+def _frozen_sha256(model: torch.nn.Module) -> str:
+    """Over everything that training must leave alone: frozen parameters, and the statistics of frozen batch norms."""
+    learning = {name.rsplit(".", 1)[0] for name, p in model.named_parameters() if p.requires_grad}
+    frozen = {name: t for name, t in model.state_dict().items() if name.rsplit(".", 1)[0] not in learning}
+    return tensors_sha256(frozen)
+
+
+@torch.inference_mode()
+def predict(
+    model: S2EForAudioClassification,
+    task: Task,
+    *,
+    device: torch.device,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> np.ndarray:
+    """Posteriors of whole utterances by the active domain: float32 (utterances of the task, classes)."""
+    from tqdm import tqdm
+
+    model.eval()
+    data = SegmentDataset(task.store, task.labels, task.utterances, task.front_end)
+    spectrograms = Spectrograms(task, Recipe(), device)
+    rows = []
+    for batch in tqdm(DataLoader(data, batch_size, collate_fn=lambda b: b), desc="predicting", disable=not progress):
+        rows.append(model(input_values=spectrograms(batch["utterance"], batch["start"])).logits.float().cpu())
+    log_posteriors, of = torch.cat(rows), data.utterances
+    whole = [_whole(log_posteriors[of == utterance], model.config.aggregation) for utterance in task.utterances]
+    return torch.cat(whole).exp().numpy()
+
+
+def _whole(log_posteriors: torch.Tensor, aggregation: str) -> torch.Tensor:
+    mask = torch.ones(1, len(log_posteriors), dtype=torch.bool)
+    return _aggregate(log_posteriors, mask, aggregation)
