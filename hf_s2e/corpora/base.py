@@ -39,7 +39,7 @@ class Corpus(datasets.ArrowBasedBuilder):
     CLASSES: tuple[str, ...] = ()  # every class of the corpus, in the default order
     COLUMNS: tuple[str, ...] = ()  # columns beside audio, label and speaker
     EXPECTED: ClassVar[dict[str, dict[str, int]]] = {}  # column -> value -> rows in the published corpus
-    SPEAKERS: tuple[int, ...] = ()  # numbers of speakers that a complete copy may have, for `choose_speakers`
+    SPEAKERS: tuple[tuple[int, int], ...] = ()  # (speakers, utterances) of complete speaker corpora
     OPTIONS: ClassVar[dict[str, object]] = {}  # option -> default; all corpora have `labels`
     UNIQUE_NAMES = True  # file names without extension are unique in the corpus (checked)
 
@@ -142,6 +142,11 @@ class Corpus(datasets.ArrowBasedBuilder):
             f"{folder} does not look like {self.title()}\n  expected: {self.LAYOUT}\n  found:    {found}"
         )
 
+    def beside(self, table: str) -> Path | None:
+        """A table of the corpus: in its root, or above it where the root is the audio folder."""
+        folders = (self.root, *self.root.parents[:2])
+        return next((folder / table for folder in folders if (folder / table).is_file()), None)
+
     def choose_speakers(self, speakers: Iterable[str]) -> list[str]:
         """``num_speakers`` of them, drawn by ``speaker_seed`` and sorted; all of them if it is None."""
         speakers = sorted(speakers)
@@ -224,8 +229,8 @@ class Corpus(datasets.ArrowBasedBuilder):
             for value, number in expected.items():
                 if counts[column][value] != number and (column != "label" or value in self.classes):
                     report.differences.append((f"{column} {value}", number, counts[column][value]))
-        if self.SPEAKERS and self.speakers_found not in self.SPEAKERS:
-            report.differences.append(("speakers to choose from", self.SPEAKERS[-1], self.speakers_found))
+        if self.SPEAKERS:
+            self._compare_speakers(report, counts["label"].total())
         for name in self.expected_names():
             if name in names:
                 continue
@@ -234,6 +239,13 @@ class Corpus(datasets.ArrowBasedBuilder):
         for label in self.classes:
             if not counts["label"][label]:
                 report.add("classes without an utterance", label)
+
+    def _compare_speakers(self, report: Report, utterances: int) -> None:
+        complete = dict(self.SPEAKERS)
+        if self.speakers_found not in complete:
+            report.differences.append(("speakers in the copy", max(complete), self.speakers_found))
+        elif len(self.classes) == self.speakers_found and utterances != complete[self.speakers_found]:
+            report.differences.append(("utterances", complete[self.speakers_found], utterances))
 
     def _table(self, rows: list[dict]) -> pa.Table:
         index = {name: i for i, name in enumerate(self.classes)}

@@ -22,7 +22,7 @@ class SpeechOcean762(Corpus):
     )
     DEPTH = 3
     COLUMNS = ("gender", "text", "split")
-    SPEAKERS = (250,)
+    SPEAKERS = ((250, 5000),)
     OPTIONS = SPEAKER_OPTIONS
 
     def class_names(self):
