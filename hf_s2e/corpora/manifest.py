@@ -145,7 +145,7 @@ class Manifest(Corpus):
             return "unknown labels", f"{entry['label']!r} is not among {', '.join(mapping)}"
         if entry["speaker"] == "":
             return "lines without a speaker", path
-        if not os.path.isfile(path):
+        if not os.path.lexists(path):
             return "missing files", path
         return None
 

@@ -16,7 +16,7 @@ SPEAKER = re.compile(r"id\d{5}")
 
 
 class VoxCeleb(Corpus):
-    AUDIO_FOLDERS = ("dev/aac", "dev/wav", "dev", "aac", "wav", "")
+    AUDIO_FOLDERS = ("dev/wav", "dev/aac", "dev", "wav", "aac", "")  # the first one that holds speakers
     META: str  # table with one line per speaker
     COLUMNS = ("gender", "session", "split")
     OPTIONS = SPEAKER_OPTIONS
@@ -26,7 +26,7 @@ class VoxCeleb(Corpus):
         return self.audio_folder(folder) is not None
 
     def audio_folder(self, folder):
-        """The first of the usual subfolders that holds speakers."""
+        """The first of `AUDIO_FOLDERS` that holds speakers, or None."""
         for name in self.AUDIO_FOLDERS:
             inside = folder / name
             if inside.is_dir() and any(SPEAKER.fullmatch(entry) for entry in os.listdir(inside)):

@@ -1,0 +1,289 @@
+"""The loaders for one's own recordings (folder, manifest, CHEAVD, hub), and what they say about bad input."""
+
+import os
+
+import datasets
+import pytest
+import soundfile
+from numpy import zeros
+
+from hf_s2e.corpora import CorpusError, CorpusWarning, load_corpus, unite
+
+UMLAUT = "Größe 大小"
+
+
+@pytest.fixture
+def plant(tmp_path):
+    """plant(*names): small sound files in the folder that is returned."""
+
+    def plant_files(*names):
+        for name in names:
+            path = tmp_path / "own" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "wb") as file:
+                soundfile.write(file, zeros(160), 16_000, format="WAV")
+        return tmp_path / "own"
+
+    return plant_files
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load_here(name, data_dir=None, **options):
+        return load_corpus(name, data_dir, cache_dir=tmp_path / "cache", **options)
+
+    return load_here
+
+
+def labels_of(corpus):
+    return corpus.features["label"].int2str(corpus["label"])
+
+
+def names_of(corpus):
+    return [os.path.basename(audio["path"]) for audio in corpus["audio"]]
+
+
+# Folder
+
+
+def test_folder_of_labels(plant, load):
+    folder = plant("sad/b.wav", "angry/a.FLAC", "angry/deep/er/c.ogg", f"{UMLAUT}/ä ö.wav", "angry/._a.wav")
+    (folder / "angry" / "notes.txt").write_text("not audio")
+    corpus = load("folder", folder)
+    assert labels_of(corpus) == [UMLAUT, "angry", "angry", "sad"]
+    assert names_of(corpus) == ["ä ö.wav", "a.FLAC", "c.ogg", "b.wav"]
+    assert corpus["speaker"][:] == [None] * 4
+    assert labels_of(load("folder", folder, labels=["sad", UMLAUT])) == [UMLAUT, "sad"]
+
+
+def test_folder_translates_labels_and_finds_speakers(plant, load):
+    folder = plant("Angry/SM1_F19_A019.wav", "Sad/SM1_M02_S001.wav")
+    options = {"speaker_pattern": "_([FM][0-9]+)_", "label_map": {"Angry": "angry", "Sad": "sad"}}
+    corpus = load("folder", folder, **options)
+    assert labels_of(corpus) == ["angry", "sad"] and corpus["speaker"][:] == ["F19", "M02"]
+    plant("Sad/nobody.wav")
+    with pytest.raises(CorpusError, match=r"lines without a speaker: 1\n.*nobody.wav"):
+        load("folder", folder, **options)
+
+
+def test_folder_with_splits(plant, load):
+    folder = plant("train/sad/a.wav", "dev/angry/b.wav", "test/sad/c.wav")
+    corpus = load("folder", folder)
+    splits = {"a.wav": "train", "b.wav": "validation", "c.wav": "test"}
+    assert dict(zip(names_of(corpus), corpus["split"])) == splits
+    assert corpus.features["label"].names == ["angry", "sad"]
+
+
+def test_folder_with_metadata(plant, load):
+    folder = plant("audio/x 1.wav", "audio/y.wav")
+    lines = ["file_name,label,speaker,gender,mood", "audio/x 1.wav,sad,7,F,so so", "audio/y.wav,angry,8,,"]
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    corpus = load("folder", folder)
+    assert labels_of(corpus) == ["sad", "angry"] and corpus["speaker"][:] == ["7", "8"]
+    assert corpus["gender"][:] == ["female", None] and corpus["mood"][:] == ["so so", None]
+
+
+@pytest.mark.parametrize("name, speakers", [("commonvoice", 470), ("dspspeech20", 33)])
+def test_folder_as_speaker_corpus(s2e_data, load, name, speakers):
+    corpus = load("folder", s2e_data / "speakers_extra" / name, label="speaker")
+    assert corpus.features["label"].num_classes == pytest.approx(speakers, rel=0.02)
+    assert labels_of(corpus) == corpus["speaker"][:]
+    options = {"num_speakers": 5, "speaker_seed": 3}
+    few = load("folder", s2e_data / "speakers_extra" / name, label="speaker", **options)
+    assert few.features["label"].num_classes == len(set(few["speaker"])) == 5
+
+
+def test_folder_without_anything(plant, load, tmp_path):
+    folder = plant("loose.wav")
+    with pytest.raises(CorpusError, match=r"label/file.wav, or a metadata.csv.*\n.*found: +loose.wav"):
+        load("folder", folder)
+    plant("sad/a.wav")
+    with pytest.raises(CorpusError, match=r"lines without a label: 1\n.*loose.wav"):
+        load("folder", folder)
+    with pytest.raises(CorpusError, match="is not a folder"):
+        load("folder", tmp_path / "nowhere")
+
+
+# Manifest
+
+
+def test_manifest_with_bom_windows_lines_and_own_columns(plant, load):
+    folder = plant("a.wav", f"{UMLAUT}/b c.wav")
+    table = folder / "list.csv"
+    text = f"File; Emotion ;Spk;Set\r\na.wav;neu;s1;dev\r\n\r\n{UMLAUT}\\b c.wav; hap ;s2;TRAIN\r\n"
+    table.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    columns = {"path": "File", "label": "Emotion", "speaker": "Spk", "split": "Set"}
+    corpus = load("manifest", table, label_map={"neu": "neutral", "hap": "happy"}, **columns)
+    assert labels_of(corpus) == ["neutral", "happy"] and corpus["speaker"][:] == ["s1", "s2"]
+    assert corpus["split"][:] == ["validation", "train"]
+    assert all(os.path.isfile(audio["path"]) for audio in corpus["audio"])
+
+
+def test_manifest_in_another_folder_than_the_audio(plant, load, tmp_path):
+    folder = plant("a.wav")
+    table = tmp_path / "lists" / "train.tsv"
+    table.parent.mkdir()
+    table.write_text("path\tlabel\na.wav\tsad\n")
+    assert len(load("manifest", folder, manifest=table)) == 1
+    with pytest.raises(CorpusError, match=r"missing files: 1\n.*train.tsv:2: .*lists.a.wav"):
+        load("manifest", table)
+    table.write_text(f"path\tlabel\n{folder / 'a.wav'}\tsad\n")
+    assert load("manifest", table)["speaker"][:] == [None]
+
+
+def test_manifest_is_read_again_when_it_changes(plant, load):
+    folder = plant("a.wav", "b.wav")
+    (folder / "list.csv").write_text("path,label,speaker\na.wav,sad,1\nb.wav,sad,2\n")
+    assert labels_of(load("manifest", folder)) == ["sad", "sad"]
+    (folder / "list.csv").write_text("path,label,speaker\na.wav,sad,1\nb.wav,mad,2\n")
+    assert labels_of(load("manifest", folder)) == ["sad", "mad"]
+
+
+def test_every_fault_of_a_manifest_is_named_with_its_line(plant, load):
+    folder = plant("a.wav", "b.wav", "c.wav", "d.wav")
+    (folder / "empty.wav").touch()
+    table = folder / "list.csv"
+    lines = ["a.wav,sad,1", "b.wav,grumpy,1", "gone.wav,sad,1", "a.wav,angry,1", "c.wav,,2", ",sad,2"]
+    lines += ["empty.wav,sad,2", "d.wav,angry,", "c.wav,angry,2"]
+    table.write_text("path,label,speaker\n" + "\n".join(lines) + "\n")
+    options = {"label_map": {"sad": "sad", "angry": "angry"}}
+    with pytest.raises(CorpusError) as error:
+        load("manifest", table, **options)
+    text = str(error.value)
+    assert f"unknown labels: 1\n    {table}:3: 'grumpy' is not among sad, angry" in text
+    assert f"missing files: 1\n    {table}:4: {folder}/gone.wav" in text
+    assert f"duplicate rows, the first is kept: 2\n    {table}:5 repeats {table}:2: {folder}/a.wav" in text
+    assert f"lines without a label: 1\n    {table}:6: {folder}/c.wav" in text
+    assert f"lines without a path: 1\n    {table}:7" in text
+    assert f"empty files or broken links: 1\n    {folder}/empty.wav" in text
+    assert f"lines without a speaker: 1\n    {table}:9: {folder}/d.wav" in text
+    with pytest.warns(CorpusWarning, match=r"missing files: 1\n"):
+        corpus = load("manifest", table, strict=False, labels=["sad"], **options)
+    assert names_of(corpus) == ["a.wav"]
+
+
+def test_many_faults_are_counted_but_not_all_shown(plant, load):
+    folder = plant("a.wav")
+    lines = ["path,label", "a.wav,sad", *(f"no{n}.wav,sad" for n in range(99))]
+    (folder / "list.csv").write_text("\n".join(lines))
+    with pytest.raises(CorpusError, match="missing files: 99") as error:
+        load("manifest", folder)
+    assert str(error.value).count("no") < 20
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"path,label\n", "has no lines below its header"),
+        (b"", "has no lines below its header"),
+        (b"file,label\na.wav,sad\n", r"has no column 'path', only file, label; .*path=\"\.\.\.\""),
+        (b"path,label\na.wav,sad,1\n", r"list.csv:2: 3 cells under 2 columns"),
+        (b"path,label\na.wav,s\xe4d\n", "is not UTF-8 .* save it as UTF-8"),
+        (b"path,label\nb.wav,sad\n", r"no utterance left"),
+    ],
+)
+def test_tables_that_cannot_be_used(plant, load, content, message):
+    folder = plant("a.wav")
+    (folder / "list.csv").write_bytes(content)
+    with pytest.raises(CorpusError, match=message):
+        load("manifest", folder / "list.csv", strict=False)
+
+
+def test_manifest_is_not_guessed(plant, load, tmp_path):
+    folder = plant("a.wav")
+    with pytest.raises(CorpusError, match=r"found: +a.wav"):
+        load("manifest", folder)
+    for name in ("train.csv", "test.csv"):
+        (folder / name).write_text("path,label\na.wav,sad\n")
+    with pytest.raises(CorpusError, match=r"several tables \(test.csv, train.csv\): say which"):
+        load("manifest", folder)
+    assert len(load("manifest", folder, manifest="test.csv")) == 1
+    with pytest.raises(CorpusError, match="there is no"):
+        load("manifest", tmp_path / "nowhere.csv")
+
+
+# CHEAVD
+
+
+def test_cheavd(plant, load):
+    codes = ["neutral", "angry", "happy", "sad", "worried", "anxious", "surprise", "disgust"]
+    folder = plant(*(f"{code}.wav" for code in codes))
+    splits = zip(codes, ["train", "val", "test"] * 3)
+    lines = ["path,label,split", *(f"{code}.wav,{code.capitalize()},{split}" for code, split in splits)]
+    (folder / "mec2017.csv").write_text("\n".join(lines))
+    corpus = load("cheavd", folder)
+    assert labels_of(corpus) == [*codes[:6], "surprised", "disgusted"]
+    assert corpus["split"][:3] == ["train", "validation", "test"] and set(corpus["speaker"]) == {None}
+    (folder / "mec2017.csv").write_text("path,label,split\nangry.wav,furious,train\nsad.wav,Sad,train\n")
+    with pytest.raises(CorpusError, match=r"mec2017.csv:2: 'furious' is not among neutral, angry"):
+        load("cheavd", folder)
+    (folder / "mec2017.csv").write_text("path,label\nangry.wav,angry\n")
+    with pytest.raises(CorpusError, match="has no column 'split'"):
+        load("cheavd", folder)
+
+
+# Hub
+
+
+def own_dataset(folder, **columns):
+    paths = [str(folder / name) for name in ("a.wav", "b.wav", "c.wav")]
+    return datasets.Dataset.from_dict({"audio": paths, **columns})
+
+
+def test_hub_dataset_in_memory_and_on_disk(plant, load, tmp_path):
+    own = own_dataset(plant("a.wav", "b.wav", "c.wav"), emotion=["sad", "mad", "sad"], who=[3, 4, 3])
+    own.save_to_disk(tmp_path / "saved")
+    for source in (own, tmp_path / "saved"):
+        corpus = load("hub", source, label="emotion", speaker="who")
+        assert names_of(corpus) == ["a.wav", "b.wav", "c.wav"] and labels_of(corpus) == ["sad", "mad", "sad"]
+        assert corpus["speaker"][:] == ["3", "4", "3"] and corpus.features["audio"].decode is False
+    assert names_of(load("hub", own, label="emotion", speaker="who", labels=["mad"])) == ["b.wav"]
+    speakers = load("hub", own, label="who", speaker="who")
+    assert speakers.features["label"].names == ["3", "4"] and speakers["speaker"][:] == ["3", "4", "3"]
+
+
+def test_hub_class_labels_and_splits(plant, load):
+    own = own_dataset(plant("a.wav", "b.wav", "c.wav"), label=["neu", "hap", "neu"])
+    own = own.class_encode_column("label")
+    both = datasets.DatasetDict({"train": own.select([0, 1]), "test": own.select([2])})
+    corpus = load("hub", both, label_map={"hap": "happy", "neu": "neutral"})
+    assert labels_of(corpus) == ["neutral", "happy", "neutral"]
+    assert corpus["split"][:] == ["train", "train", "test"] and set(corpus["speaker"]) == {None}
+    assert names_of(load("hub", both, split="test")) == ["c.wav"]
+    with pytest.raises(CorpusError, match=r"no split 'dev' in the dataset; its splits: \['train', 'test'\]"):
+        load("hub", both, split="dev")
+
+
+def test_hub_faults(plant, load, tmp_path):
+    own = own_dataset(plant("a.wav", "b.wav", "c.wav"), label=["sad", None, "odd"])
+    with pytest.raises(CorpusError, match=r"rows without a label: 1\n    row 1"):
+        load("hub", own)
+    with pytest.raises(CorpusError, match=r"row 2: 'odd' is not among sad"):
+        load("hub", own, label_map={"sad": "sad"})
+    with pytest.warns(CorpusWarning, match="row 1"):
+        assert names_of(load("hub", own, strict=False)) == ["a.wav", "c.wav"]
+    with pytest.raises(CorpusError, match=r"no column 'emotion', only audio, label; name it: label=\"...\""):
+        load("hub", own, label="emotion")
+    with pytest.raises(CorpusError, match="cannot load the dataset"):
+        load("hub", tmp_path / "nowhere")
+
+
+# Union
+
+
+def test_unite_keeps_speakers_of_different_corpora_apart(plant, load):
+    folder = plant("a.wav", "b.wav", "c.wav")
+    one = load("hub", own_dataset(folder, speaker=["1", "2", "1"]), label="speaker")
+    two = load("hub", own_dataset(folder, speaker=["2", "3", "3"]), label="speaker")
+    united = unite({"one": one, "two": two.select([1, 2])})
+    assert united.features["label"].names == ["one/1", "one/2", "two/3"]
+    assert united["speaker"][:] == ["one/1", "one/2", "one/1", "two/3", "two/3"] == labels_of(united)
+    assert names_of(united) == ["a.wav", "b.wav", "c.wav", "b.wav", "c.wav"]
+
+
+def test_unite_needs_speakers(plant, load):
+    corpus = load("folder", plant("sad/a.wav"))
+    with pytest.raises(CorpusError, match=r"cannot unite 'own' .* it has recordings without a speaker"):
+        unite({"own": corpus})
+    with pytest.raises(CorpusError, match="at least one corpus"):
+        unite({})
