@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .utterances import canonical, corpus_facts, corpus_name, few
+from .utterances import canonical, corpus_facts, corpus_name, few, shuffled
 
 # EmoBox's published folds of RAVDESS: the test actors of each
 EMOBOX_RAVDESS = (
@@ -44,7 +44,7 @@ class Protocol:
     column: what the folds list: "speaker", "split" or "utterance".
     speaker_disjoint: whether no speaker is shared between the test part of a fold and its other parts. False
         also where speakers are not known; every report then says so.
-    corpus_sha256: over utterance ids, labels and speakers, whatever the order of the rows.
+    corpus_sha256: over utterance ids, labels, speakers, sessions and splits, in no order.
     """
 
     name: str
@@ -216,13 +216,13 @@ def _kfold(facts, *, seed, count, speaker_disjoint):
         raise ValueError(f"{len(speakers)} speakers cannot make {count} folds: use loso, or fewer folds")
     sizes, groups = Counter(facts.speakers), [[] for _ in range(count)]
     # equal numbers of speakers; among the groups that have fewest, the one with the fewest utterances
-    for speaker in _shuffled(speakers, seed, "kfold"):
+    for speaker in shuffled(speakers, seed, "kfold"):
         min(groups, key=lambda group: (len(group), sum(sizes[s] for s in group))).append(speaker)
     return "speaker", [_leave_out(speakers, group, f"fold{i}") for i, group in enumerate(groups, 1)]
 
 
 def _utterance_folds(facts, seed, count):
-    order = _shuffled(facts.utterances, seed, "utterances")
+    order = shuffled(facts.utterances, seed, "utterances")
     label_of = dict(zip(facts.utterances, facts.labels))
     order.sort(key=label_of.get)  # stable: dealt class by class, so every fold has its share of each
     return [_leave_out(facts.utterances, order[i::count], f"fold{i + 1}") for i in range(count)]
@@ -284,7 +284,7 @@ def _with_validation(facts, column, fold, count, seed):
             f"validation_speakers={count}: fold {fold.name!r} "
             + ("has validation speakers already" if column == "speaker" else f"lists {column}s, not speakers")
         )
-    order = _shuffled(fold.train, seed, f"validation {fold.name}")
+    order = shuffled(fold.train, seed, f"validation {fold.name}")
     for chosen in combinations(order, count):
         train = tuple(speaker for speaker in fold.train if speaker not in chosen)
         smaller = Fold(fold.name, train, tuple(sorted(chosen)), fold.test)
@@ -338,8 +338,3 @@ def _speakers(facts, name):
     if len(speakers) < 2:
         raise ValueError(f"protocol {name!r} needs at least 2 speakers; found {few(speakers)}")
     return speakers
-
-
-def _shuffled(values, seed, purpose):
-    """The same order on every machine and version: by a hash, not by a random generator."""
-    return sorted(values, key=lambda value: hashlib.sha256(f"{seed}\0{purpose}\0{value}".encode()).digest())

@@ -25,9 +25,10 @@ class CorpusFacts(NamedTuple):
     splits: list[str] | None
 
     def sha256(self):
-        """Over utterance ids, labels and speakers, whatever the order of the rows."""
-        speakers = self.speakers or [""] * len(self.utterances)
-        rows = sorted(zip(self.utterances, (self.classes[label] for label in self.labels), speakers))
+        """Over all of this, whatever the order of the rows."""
+        empty = [""] * len(self.utterances)
+        columns = [column or empty for column in (self.speakers, self.sessions, self.splits)]
+        rows = sorted(zip(self.utterances, (self.classes[label] for label in self.labels), *columns))
         return hashlib.sha256(canonical([self.classes, rows]).encode()).hexdigest()
 
     def values(self, column):
@@ -42,8 +43,11 @@ def corpus_facts(dataset) -> CorpusFacts:
     unlabelled = [utterance for utterance, label in zip(utterances, labels) if label not in known]
     if unlabelled:
         raise ValueError(f"{len(unlabelled)} utterances have no label ({few(unlabelled)}): leave them out")
-    columns = (text_column(dataset, name, utterances) for name in ("speaker", "session", "split"))
-    return CorpusFacts(utterances, labels, classes, *columns)
+    speakers, sessions, splits = (text_column(dataset, name) for name in ("speaker", "session", "split"))
+    nameless = [utterance for utterance, speaker in zip(utterances, speakers or ()) if not speaker]
+    if nameless:
+        raise ValueError(f"{len(nameless)} of {len(labels)} utterances have no speaker ({few(nameless)})")
+    return CorpusFacts(utterances, labels, classes, speakers, sessions, splits)
 
 
 def utterance_ids(dataset):
@@ -64,8 +68,7 @@ def utterance_ids(dataset):
     names = [os.path.splitext(os.path.basename(path))[0] for path in paths]
     if len(set(names)) == len(names):
         return names
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-    relative = [os.path.relpath(path, folder or ".").replace(os.sep, "/") for path in paths]
+    relative = below_common_folder(paths)
     names = [os.path.splitext(path)[0] for path in relative]
     return names if len(set(names)) == len(names) else _unique(relative)
 
@@ -79,17 +82,19 @@ def audio_paths(dataset):
     return paths
 
 
-def text_column(dataset, name, utterances):
-    """A column's values as text, or None where it is absent or empty throughout."""
+def below_common_folder(paths):
+    """The paths below the folder that all of them share, with forward slashes."""
+    paths = [os.path.abspath(path).replace(os.sep, "/") for path in paths]
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    return [path[len(folder) :].lstrip("/") for path in paths]
+
+
+def text_column(dataset, name):
+    """A column's values as text, blank ones "", or None where it is absent or blank throughout."""
     if name not in dataset.column_names:
         return None
-    values = ["" if value is None else str(value) for value in dataset[name][:]]
-    empty = [utterance for utterance, value in zip(utterances, values) if not value.strip()]
-    if len(empty) == len(values):
-        return None
-    if empty and name == "speaker":
-        raise ValueError(f"{len(empty)} of {len(values)} utterances have no speaker ({few(empty)})")
-    return values
+    values = ["" if value is None else str(value).strip() for value in dataset[name][:]]
+    return values if any(values) else None
 
 
 def _unique(names):
@@ -102,6 +107,11 @@ def _unique(names):
 def corpus_name(dataset):
     """Name under which `load_corpus` made the dataset; empty for one that was put together by hand."""
     return (getattr(getattr(dataset, "info", None), "dataset_name", None) or "").removeprefix("s2e_")
+
+
+def shuffled(values, seed, purpose):
+    """The same order on every machine and version: by a hash, not by a random generator."""
+    return sorted(values, key=lambda value: hashlib.sha256(f"{seed}\0{purpose}\0{value}".encode()).digest())
 
 
 def canonical(content):
