@@ -3,44 +3,51 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import cached_file
 
+from .configuration_s2e import ADAPTER_FIELDS, DOMAIN_NAME, FRONT_END_DEFAULTS, MAX_LABELS, NAME_RULE
+
 ADAPTER_WEIGHTS = "adapter.safetensors"
-# Keywords of from_pretrained that say how a repo is fetched; those that name a place inside one repo are never handed
-# on from an adapter to its base.
+# Keywords of from_pretrained that say how a repo is fetched; those that name a place inside one repo are
+# never handed on from an adapter to its base.
 FETCH_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token")
 PLACE_KEYWORDS = ("revision", "subfolder")
 MAX_HEADER_BYTES = 100_000  # an adapter's safetensors header takes about 12,000
-MAX_LABELS = 10_000
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_COMMIT = re.compile(r"snapshots[/\\]([0-9a-f]{40})[/\\]")
+MAX_CONFIG_BYTES = 1_000_000  # an adapter's config.json takes about 2,000
+# What reading and checking a damaged or hostile config.json can raise
+_BAD_CONFIG = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    StrictDataclassError,
+)
 _RESERVED_NAMES = frozenset(dir(torch.nn.ModuleDict()))
 
 
 class S2EAdapterError(Exception):
     """An adapter does not fit, is damaged or cannot be found.
 
-    Derives from Exception directly: `pipeline` catches OSError, ValueError, TypeError and RuntimeError while it loads
-    a model, and buries their message under a second attempt.
+    Derives from Exception directly: `pipeline` catches OSError, ValueError, TypeError and RuntimeError while
+    it loads a model, and buries their message under a second attempt.
     """
 
 
 def check_adapter_name(name: Any) -> str:
     """The name itself, if it can be an adapter's: letters, digits, `-` and `_`, at most 64."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise S2EAdapterError(
-            f"{name!r} cannot be an adapter's name: expected 1 to 64 letters, digits, '-' or '_', beginning with a "
-            "letter or digit."
-        )
+    if not isinstance(name, str) or not DOMAIN_NAME.fullmatch(name):
+        raise S2EAdapterError(f"{name!r:.100} cannot be an adapter's name: {NAME_RULE}.")
     if name in _RESERVED_NAMES:
         raise S2EAdapterError(f"{name!r} cannot be an adapter's name: torch uses it itself; choose another.")
     return name
@@ -53,16 +60,17 @@ def check_labels(labels: Any) -> list[str]:
     labels = list(labels)
     if not 1 <= len(labels) <= MAX_LABELS or not all(isinstance(label, str) and label for label in labels):
         raise S2EAdapterError(
-            f"labels must be 1 to {MAX_LABELS} non-empty strings, but {len(labels)} were given: {labels[:5]!r}."
+            f"labels must be 1 to {MAX_LABELS} non-empty strings, but {len(labels)} were given: "
+            f"{labels[:5]!r}."
         )
-    if len(set(labels)) != len(labels):
+    if len(set(labels)) < len(labels):
         twice = sorted({label for label in labels if labels.count(label) > 1})
         raise S2EAdapterError(f"labels must differ from each other, but these come twice: {twice}.")
     return labels
 
 
 def tensors_sha256(tensors: Mapping[str, torch.Tensor], extra: str = "") -> str:
-    """SHA-256 over the tensors' names, dtypes, shapes and bytes, in the order of the names, and over `extra`."""
+    """SHA-256 over `extra` and the tensors' names, dtypes, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256(extra.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -88,17 +96,20 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
         partial.unlink(missing_ok=True)
 
 
-def read_tensors(path: str | Path, expected: Mapping[str, tuple[int, ...]], source: str) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter file, checked against the shapes that the model expects before any is allocated.
+def read_tensors(
+    path: str | Path, expected: Mapping[str, tuple[int, ...]], source: str
+) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter file, checked against the model's shapes before any is allocated.
 
     Raises:
-        S2EAdapterError: no safetensors file, too large, or a tensor missing, unknown, wrongly shaped or typed.
+        S2EAdapterError: no safetensors file, too large, or a tensor missing, unknown, wrongly shaped or
+            typed.
     """
     size, largest = os.path.getsize(path), 4 * sum(map(_numel, expected.values())) + MAX_HEADER_BYTES
     if size > largest:
         raise S2EAdapterError(
-            f"Adapter {source!r}: {ADAPTER_WEIGHTS} has {size} bytes, but at most {largest} are possible here; it "
-            "belongs to another model or is damaged: fetch it again."
+            f"Adapter {source!r}: {ADAPTER_WEIGHTS} has {size} bytes, but at most {largest} are possible "
+            "here; it belongs to another model or is damaged: fetch it again."
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -106,8 +117,8 @@ def read_tensors(path: str | Path, expected: Mapping[str, tuple[int, ...]], sour
             return {name: file.get_tensor(name) for name in expected}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise S2EAdapterError(
-            f"Adapter {source!r}: {ADAPTER_WEIGHTS} is not a whole safetensors file ({error}); fetch it again. Other "
-            "formats (pickle) are never loaded."
+            f"Adapter {source!r}: {ADAPTER_WEIGHTS} is not a whole safetensors file ({error}); fetch it "
+            "again. Other formats (pickle) are never loaded."
         ) from error
 
 
@@ -148,7 +159,9 @@ def fetch(source: str, filename: str, *, required: bool = True, **hub: Any) -> s
     except OSError as error:  # transformers words every failure of the Hub as one
         raise S2EAdapterError(f"Cannot read {filename} of {source!r}: {_one_line(error)}") from error
     if path is None and required:
-        raise S2EAdapterError(f"{source!r} has no {filename}: it is not an adapter repo, or an incomplete one.")
+        raise S2EAdapterError(
+            f"{source!r} has no {filename}: it is not an adapter repo, or an incomplete one."
+        )
     return path
 
 
@@ -156,17 +169,42 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:400]
 
 
-def commit_of(path: str | None) -> str | None:
-    """The commit of a file in the Hub's cache, from its path; None for a local file."""
-    match = _COMMIT.search(path or "")
-    return match and match[1]
+def place_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the keywords of from_pretrained that say where and how a repo is fetched, and are given."""
+    return {key: kwargs[key] for key in FETCH_KEYWORDS + PLACE_KEYWORDS if kwargs.get(key) is not None}
+
+
+def read_adapter_config(config_class: type, source: str, where: Mapping[str, Any]) -> Any:
+    """The config of an adapter repo; of its config.json only the fields that belong there are looked at.
+
+    Raises:
+        S2EAdapterError: there is none, it cannot be read, or it is not an adapter's.
+    """
+    path = fetch(source, "config.json", **where)
+    try:
+        if os.path.getsize(path) > MAX_CONFIG_BYTES:
+            raise ValueError(f"{os.path.getsize(path)} bytes, more than the {MAX_CONFIG_BYTES} possible")
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        known = {"id2label", "aggregation", *FRONT_END_DEFAULTS, *ADAPTER_FIELDS}
+        config = config_class(**{key: value for key, value in fields.items() if key in known})
+        check_labels(config.labels_of(config.active_domain))
+    except _BAD_CONFIG as error:
+        raise S2EAdapterError(
+            f"Adapter {source!r}: config.json cannot be read ({_one_line(error)})."
+        ) from error
+    if None in (config.adapter_sha256, config.base_fingerprint):
+        raise S2EAdapterError(
+            f"{source!r} is not an adapter repo: its config.json lacks adapter_sha256 or base_fingerprint."
+        )
+    return config
 
 
 def find_base(config: Any, source: str, subfolder: str = "") -> dict[str, Any]:
-    """Where an adapter's base is: keyword arguments (`pretrained_model_name_or_path`, `revision`) to load it with.
+    """Where an adapter's base is: `pretrained_model_name_or_path` and `revision`, to load it with.
 
-    A local adapter is asked for its `base_local_path` and for a sibling folder named like the base; otherwise, and
-    for every adapter that comes from the Hub, the base is the Hub id in its config, at the revision recorded there.
+    A local adapter is asked for its `base_local_path` and for a sibling folder named like the base;
+    otherwise, and for every adapter that comes from the Hub, the base is the Hub id in its config, at the
+    revision recorded there.
 
     Raises:
         S2EAdapterError: the config names no base, or none that can be a Hub id.
@@ -177,7 +215,7 @@ def find_base(config: Any, source: str, subfolder: str = "") -> dict[str, Any]:
             if (folder / "config.json").is_file():
                 return {"pretrained_model_name_or_path": str(folder)}
     try:
-        if not base or not isinstance(base, str):
+        if not base:
             raise HFValidationError("it names none")
         validate_repo_id(base)
     except HFValidationError as error:
@@ -192,7 +230,7 @@ def _local_candidates(config: Any, folder: Path):
     if config.base_local_path:
         yield (folder / config.base_local_path).resolve()
     if config.base_model_name_or_path:
-        yield folder.resolve().parent / str(config.base_model_name_or_path).rsplit("/", 1)[-1]
+        yield folder.resolve().parent / config.base_model_name_or_path.rsplit("/", 1)[-1]
 
 
 def wrong_base(config: Any, source: str, found: str) -> S2EAdapterError:
@@ -200,7 +238,8 @@ def wrong_base(config: Any, source: str, found: str) -> S2EAdapterError:
     base, revision = config.base_model_name_or_path, config.base_model_revision
     at = f", revision={revision!r}" if revision else ""
     return S2EAdapterError(
-        f"Adapter {source!r} was trained on the base {base!r} (fingerprint {str(config.base_fingerprint)[:12]}) and "
-        f"gives nonsense on this one (fingerprint {found[:12]}): load its own with "
-        f"S2EForAudioClassification.from_pretrained({base!r}{at}), or pass base_model= a copy of it."
+        f"Adapter {source!r} was trained on the base {base!r} (fingerprint "
+        f"{str(config.base_fingerprint)[:12]}) and gives nonsense on this one (fingerprint {found[:12]}): "
+        f"load its own with S2EForAudioClassification.from_pretrained({base!r}{at}), or pass base_model= a "
+        "copy of it."
     )

@@ -1,15 +1,18 @@
 """Configuration of the residual-adapter ResNet20 and of its front end.
 
-The defaults are those of Xi et al., "Speaker to Emotion: Domain Adaptation for Speech Emotion Recognition with
-Residual Adapters" (APSIPA ASC 2019): section IV-A for the front end, Table I for the network.
+The defaults are those of Xi et al., "Speaker to Emotion: Domain Adaptation for Speech Emotion Recognition
+with Residual Adapters" (APSIPA ASC 2019): section IV-A for the front end, Table I for the network.
 """
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PretrainedConfig
 
-# Settings of the front end (section IV-A). They belong to the network: an adapter trained on other spectrograms is
-# useless, so they are part of the base's fingerprint, and `preprocessor_config.json` is written from them.
+# Settings of the front end (section IV-A). They belong to the network: an adapter trained on other
+# spectrograms is useless, so they are part of the base's fingerprint, and `preprocessor_config.json` is
+# written from them.
 FRONT_END_DEFAULTS: dict[str, Any] = {
     "sampling_rate": 16_000,  # Hz
     "window_length": 640,  # samples: 40 ms, Hamming
@@ -33,34 +36,54 @@ AUTO_MAP = {
     "AutoModelForAudioClassification": "modeling_s2e.S2EForAudioClassification",
 }
 BASE_DOMAIN = "speaker"
+# What the config of an adapter repo says beside the base's own settings; a base's config has none of these.
+ADAPTER_FIELDS = (
+    "adapter_name",
+    "adapter_sha256",
+    "method",
+    "use_shared",
+    "pooling",
+    "base_model_name_or_path",
+    "base_model_revision",
+    "base_local_path",
+    "base_fingerprint",
+)
+_BASE_FIELDS = ("domains", "base_domain", "active_domain", "repo_id")  # and these are only a base's
+DOMAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a key of nn.ModuleDict, and safe in any path
+NAME_RULE = "expected 1 to 64 letters, digits, '-' or '_', beginning with a letter or digit"
+MAX_LABELS = 10_000
+MAX_SIZE = 10_000_000  # of any whole number here; a config from the Hub cannot ask for more
 
 
 class S2EConfig(PretrainedConfig):
     """Configuration of [`S2EModel`] and [`S2EForAudioClassification`].
 
-    A model holds one shared network and any number of *domains*: a domain is everything that one corpus owns, that is
-    its 1x1 adapters (alpha), its batch norms and its classifier. `domains` maps each domain's name to
-    `{"labels": [...], "use_shared": bool, "pooling": str, "method": str}`. The domain the network itself was trained
-    on is `base_domain`; `id2label` and `num_labels` always describe the active domain.
+    A model holds one shared network and any number of *domains*: a domain is everything that one corpus owns,
+    that is its 1x1 adapters (alpha), its batch norms and its classifier. `domains` maps each domain's name to
+    `{"labels": [...], "use_shared": bool, "pooling": str, "method": str}`. The domain the network itself was
+    trained on is `base_domain`; `id2label` and `num_labels` always describe the active domain, whose entry
+    has no `labels` of its own (`labels_of` answers for each).
 
     Args:
         hidden_sizes: width of each stage; the last convolution of a stage doubles it.
         depths: number of basic blocks in each stage.
         adapters: whether the convolutions have parallel 1x1 adapters. `False` is the plain ResNet20.
         adapt_stem: give the 7x7 convolution an adapter too.
-        shortcut: `"pool"` (2x2 average pooling and zero channels) or `"projection"` (1x1 stride-2 convolution, shared
-            and frozen like the 3x3 filters, with the domain's batch norm) where width and stride change.
+        shortcut: `"pool"` (2x2 average pooling and zero channels) or `"projection"` (1x1 stride-2
+            convolution, shared and frozen like the 3x3 filters, with the domain's batch norm) where width and
+            stride change.
         aggregation: how the segments' posteriors become the utterance's: `"mean"`, `"geometric"` or `"max"`.
-        domains, base_domain, active_domain: see above. Without `domains` there is one, the base domain, with the
-            labels of `id2label` or `num_labels`.
+        domains, base_domain, active_domain: see above. Without `domains` there is one, the base domain, with
+            the labels of `id2label` or `num_labels`.
         fused: adapter and batch norm are folded into the convolutions (see `fuse`).
         repo_id: the Hub id under which this base is published.
-        base_model_name_or_path, base_model_revision, base_local_path, base_fingerprint: set in the config of an
-            adapter repo only; they say which base the adapter needs.
-        adapter_name, adapter_sha256, method, use_shared, pooling: set in the config of an adapter repo only; they
-            describe the adapter itself (its labels are `id2label`).
+        adapter_name, adapter_sha256, method, use_shared, pooling: set in the config of an adapter repo only;
+            they describe its one domain (its labels are `id2label`).
+        base_model_name_or_path, base_model_revision, base_local_path, base_fingerprint: likewise; they say
+            which base the adapter needs.
         **kwargs: front-end settings (`sampling_rate`, `window_length`, `hop_length`, `n_fft`, `num_bins`,
-            `segment_length`, `segment_hop`, `mu`, `normalization`, `drop_tail`) and whatever `PretrainedConfig` takes.
+            `segment_length`, `segment_hop`, `mu`, `normalization`, `drop_tail`) and whatever
+            `PretrainedConfig` takes.
 
     Raises:
         ValueError: a setting has a value that the network or the front end cannot have.
@@ -86,15 +109,15 @@ class S2EConfig(PretrainedConfig):
         active_domain: str | None = None,
         fused: bool = False,
         repo_id: str | None = None,
-        base_model_name_or_path: str | None = None,
-        base_model_revision: str | None = None,
-        base_local_path: str | None = None,
-        base_fingerprint: str | None = None,
         adapter_name: str | None = None,
         adapter_sha256: str | None = None,
         method: str | None = None,
         use_shared: bool | None = None,
         pooling: str | None = None,
+        base_model_name_or_path: str | None = None,
+        base_model_revision: str | None = None,
+        base_local_path: str | None = None,
+        base_fingerprint: str | None = None,
         **kwargs,
     ):
         for name, default in FRONT_END_DEFAULTS.items():
@@ -109,62 +132,83 @@ class S2EConfig(PretrainedConfig):
         self.aggregation = aggregation
         self.batch_norm_eps = batch_norm_eps
         self.batch_norm_momentum = batch_norm_momentum
-        self.base_domain = base_domain
-        self.active_domain = active_domain or base_domain
-        self.domains = {name: dict(spec) for name, spec in (domains or {self.base_domain: {}}).items()}
         self.fused = fused
         self.repo_id = repo_id
-        self.base_model_name_or_path = base_model_name_or_path
-        self.base_model_revision = base_model_revision
-        self.base_local_path = base_local_path
-        self.base_fingerprint = base_fingerprint
         self.adapter_name = adapter_name
         self.adapter_sha256 = adapter_sha256
         self.method = method
         self.use_shared = use_shared
         self.pooling = pooling
-        self._validate()
-        labels = self.domains[self.active_domain].get("labels")
+        self.base_model_name_or_path = base_model_name_or_path
+        self.base_model_revision = base_model_revision
+        self.base_local_path = base_local_path
+        self.base_fingerprint = base_fingerprint
+        if self.is_adapter:  # the fields above are its one domain
+            base_domain = active_domain = adapter_name or BASE_DOMAIN
+            described = {"use_shared": use_shared, "pooling": pooling, "method": method}
+            domains = {base_domain: {key: value for key, value in described.items() if value is not None}}
+        self.base_domain = base_domain
+        self.active_domain = active_domain or base_domain
+        self.domains = domains or {self.base_domain: {}}
+        self._validate(kwargs)
+        self.domains = {name: dict(spec) for name, spec in self.domains.items()}
+        labels = self.domains[self.active_domain].pop("labels", None)
         if labels and "id2label" not in kwargs and "num_labels" not in kwargs:
-            kwargs.update(_label_maps(labels))
+            kwargs.update(label_maps(labels))
         super().__init__(**kwargs)
-        for name, spec in self.domains.items():
-            spec.setdefault("labels", self.labels_of(name))
 
-    def _validate(self) -> None:
-        _one_of("normalization", self.normalization, NORMALIZATIONS)
+    def _validate(self, kwargs: Mapping[str, Any]) -> None:
+        validate_front_end(self.front_end)
         _one_of("shortcut", self.shortcut, SHORTCUTS)
         _one_of("aggregation", self.aggregation, AGGREGATIONS)
-        for name in ("sampling_rate", "window_length", "hop_length", "n_fft", "num_bins", "segment_length"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be positive.")
-        if self.window_length > self.n_fft or self.num_bins > self.n_fft // 2 + 1:
+        for name in ("hidden_sizes", "depths"):
+            for size in getattr(self, name):
+                _whole(f"an entry of {name}", size)
+        _whole("stem_kernel_size", self.stem_kernel_size)
+        if self.stem_kernel_size % 2 == 0:
             raise ValueError(
-                f"n_fft={self.n_fft} is too small for window_length={self.window_length} and "
-                f"num_bins={self.num_bins}: it must be at least the window and at least 2 (num_bins - 1)."
+                f"stem_kernel_size is {self.stem_kernel_size}, but must be odd: alpha is its centre tap."
             )
-        if self.segment_length % self.hop_length or self.segment_hop % self.hop_length:
+        if len(self.depths) != len(self.hidden_sizes):
             raise ValueError(
-                f"segment_length={self.segment_length} and segment_hop={self.segment_hop} must be multiples of "
-                f"hop_length={self.hop_length}, so that segments begin on a frame."
-            )
-        if not 0 < self.segment_hop <= self.segment_length:
-            raise ValueError(
-                f"segment_hop={self.segment_hop} must be positive and at most segment_length={self.segment_length}: "
-                "no sample may be skipped."
-            )
-        if self.mu <= 0:
-            raise ValueError(f"mu is {self.mu}, but must be positive.")
-        if len(self.depths) != len(self.hidden_sizes) or min(self.depths) < 1:
-            raise ValueError(
-                f"depths={self.depths} and hidden_sizes={self.hidden_sizes} must have one entry a stage, depths >= 1."
+                f"depths={self.depths} and hidden_sizes={self.hidden_sizes} must have one entry a stage."
             )
         if any(wide != 2 * narrow for narrow, wide in zip(self.hidden_sizes, self.hidden_sizes[1:])):
-            raise ValueError(f"hidden_sizes={self.hidden_sizes}: each stage must be twice as wide as the one before.")
+            raise ValueError(
+                f"hidden_sizes={self.hidden_sizes}: each stage must be twice as wide as the one before."
+            )
+        if self.fused and self.adapters:
+            raise ValueError("fused=True goes with adapters=False: a fused network has no adapters any more.")
+        self._validate_domains()
+        for name in ADAPTER_FIELDS:
+            expected = bool if name == "use_shared" else str
+            if not isinstance(getattr(self, name), expected | None):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be a {expected.__name__}.")
+        count = kwargs.get("num_labels")
+        if count is not None and not 1 <= count <= MAX_LABELS:
+            raise ValueError(f"num_labels is {count}, but must be 1 to {MAX_LABELS}.")
+
+    def _validate_domains(self) -> None:
+        if not isinstance(self.domains, Mapping) or not all(
+            isinstance(s, Mapping) for s in self.domains.values()
+        ):
+            raise ValueError(f"domains is {self.domains!r:.200}, but must map names to their settings.")
+        for what in ("base_domain", "active_domain"):
+            if getattr(self, what) not in self.domains:
+                raise ValueError(
+                    f"{what} {getattr(self, what)!r} is not among the domains {sorted(self.domains)}."
+                )
         for name, spec in self.domains.items():
+            if not isinstance(name, str) or not DOMAIN_NAME.fullmatch(name):
+                raise ValueError(f"{name!r:.100} cannot be a domain's name: {NAME_RULE}.")
             _one_of(f"pooling of domain {name!r}", spec.get("pooling", "mean"), POOLINGS)
-        if self.active_domain not in self.domains:
-            raise ValueError(f"active_domain {self.active_domain!r} is not among the domains {sorted(self.domains)}.")
+            if "labels" not in spec and name != self.active_domain:
+                raise ValueError(f"domain {name!r} has no labels; only the active domain's are in id2label.")
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether this is the config of an adapter repo."""
+        return self.adapter_sha256 is not None or self.base_model_name_or_path is not None
 
     @property
     def front_end(self) -> dict[str, Any]:
@@ -189,23 +233,73 @@ class S2EConfig(PretrainedConfig):
 
     def activate(self, domain: str) -> None:
         """Make `id2label`, `label2id` and `num_labels` describe `domain`."""
+        if domain == self.active_domain:
+            return
         self.domains[self.active_domain]["labels"] = self.labels_of(self.active_domain)
-        maps = _label_maps(self.domains[domain]["labels"])
+        maps = label_maps(self.domains[domain].pop("labels"))
         self.id2label, self.label2id = maps["id2label"], maps["label2id"]
         self.active_domain = domain
 
     def to_dict(self) -> dict[str, Any]:
+        """As in transformers; an adapter's config says each thing once, a base's has no adapter fields."""
         output = super().to_dict()
-        output["domains"] = {
-            name: {**spec, "labels": self.labels_of(name)} for name, spec in self.domains.items()
-        }
+        unused = _BASE_FIELDS if self.is_adapter else ADAPTER_FIELDS
+        for name in unused:
+            output.pop(name, None)
         return output
 
 
-def _label_maps(labels: list[str]) -> dict[str, Any]:
+def validate_front_end(settings: Mapping[str, Any]) -> None:
+    """Check the settings of a front end.
+
+    Raises:
+        ValueError: a value that it cannot have, or two that do not go together.
+    """
+    for name in (
+        "sampling_rate",
+        "window_length",
+        "hop_length",
+        "n_fft",
+        "num_bins",
+        "segment_length",
+        "segment_hop",
+    ):
+        _whole(name, settings[name])
+    _one_of("normalization", settings["normalization"], NORMALIZATIONS)
+    window, hop, n_fft, bins = (settings[n] for n in ("window_length", "hop_length", "n_fft", "num_bins"))
+    length, step, mu = (settings[n] for n in ("segment_length", "segment_hop", "mu"))
+    if window > n_fft or bins > n_fft // 2 + 1:
+        raise ValueError(
+            f"n_fft={n_fft} is too small for window_length={window} and num_bins={bins}: it must be at least "
+            "the window and at least 2 (num_bins - 1)."
+        )
+    if length % hop or step % hop:
+        raise ValueError(
+            f"segment_length={length} and segment_hop={step} must be multiples of hop_length={hop}, so that "
+            "segments begin on a frame."
+        )
+    if step > length:
+        raise ValueError(
+            f"segment_hop={step} must be at most segment_length={length}: no sample may be skipped."
+        )
+    if not isinstance(mu, int | float) or isinstance(mu, bool) or not 0 < mu < MAX_SIZE:
+        raise ValueError(f"mu is {mu!r}, but must be a positive number.")
+    if not isinstance(settings["drop_tail"], bool):
+        raise ValueError(f"drop_tail is {settings['drop_tail']!r}, but must be true or false.")
+
+
+def label_maps(labels: list[str]) -> dict[str, Any]:
+    """`id2label` and `label2id` of class names in the order of the logits."""
     return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, allowed))}.")
+        raise ValueError(f"{name} is {value!r:.100}, but must be one of {', '.join(map(repr, allowed))}.")
+
+
+def _whole(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_SIZE:
+        raise ValueError(
+            f"{name} is {value!r:.100}, but must be a positive whole number, at most {MAX_SIZE}."
+        )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from transformers import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 
-from .configuration_s2e import FRONT_END_DEFAULTS, S2EConfig
+from .configuration_s2e import FRONT_END_DEFAULTS, validate_front_end
 
 SILENCE = 1e-5  # floor of the maximum that spectrograms are divided by: silence gives zeros, not noise
 
@@ -27,9 +27,11 @@ class S2EFrontEnd:
     def __init__(self, **settings):
         unknown = set(settings) - set(FRONT_END_DEFAULTS)
         if unknown:
-            raise TypeError(f"unknown front-end settings {sorted(unknown)}; known are {sorted(FRONT_END_DEFAULTS)}")
-        # The configuration validates; here they are only held.
-        self.settings = S2EConfig(**settings).front_end
+            raise TypeError(
+                f"unknown front-end settings {sorted(unknown)}; known are {sorted(FRONT_END_DEFAULTS)}"
+            )
+        self.settings = FRONT_END_DEFAULTS | settings
+        validate_front_end(self.settings)
         for name, value in self.settings.items():
             setattr(self, name, value)
         self.frames = self.segment_length // self.hop_length
@@ -38,12 +40,12 @@ class S2EFrontEnd:
         self.segment_samples = (self.frames - 1) * self.hop_length + self.window_length
 
     def num_segments(self, num_samples: int) -> int:
-        """Segments that an utterance of `num_samples` samples is cut into: 2 s with 1 s overlap, at least one."""
+        """Segments that an utterance of so many samples is cut into: 2 s with 1 s overlap, at least one."""
         beyond = max(0, num_samples - self.segment_length) / self.segment_hop
         return 1 + (math.floor(beyond) if self.drop_tail else math.ceil(beyond))
 
     def pad(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Zero-pad an utterance (samples,) so that it holds whole segments, and by half a window at either end."""
+        """Zero-pad an utterance (samples,) to whole segments, and by half a window at either end."""
         total = self.segment_length + self.segment_hop * (self.num_segments(waveform.shape[-1]) - 1)
         waveform = waveform[..., :total]
         return F.pad(waveform, (self.context, total - waveform.shape[-1] + self.context))
@@ -60,7 +62,7 @@ class S2EFrontEnd:
         return torch.fft.rfft(frames, n=self.n_fft).abs()[..., : self.num_bins]
 
     def mu_law(self, magnitude: torch.Tensor, maximum: torch.Tensor | float | None = None) -> torch.Tensor:
-        """`ln(1 + mu x / xmax) / ln(1 + mu)` of (..., bins, frames); xmax over the last two dimensions by default."""
+        """`ln(1 + mu x / xmax) / ln(1 + mu)` of (..., bins, frames); xmax by default over the last two."""
         if self.normalization != "none":
             if maximum is None:
                 maximum = magnitude.amax(dim=(-2, -1), keepdim=True)
@@ -68,38 +70,48 @@ class S2EFrontEnd:
             magnitude = magnitude / maximum.clamp(min=SILENCE)
         return torch.log1p(self.mu * magnitude) / math.log1p(self.mu)
 
-    def segments(self, waveforms: torch.Tensor) -> torch.Tensor:
+    def segments(self, waveforms: torch.Tensor, maximum: torch.Tensor | float | None = None) -> torch.Tensor:
         """Spectrograms of segments cut out by the caller: (batch, segment_samples) -> (batch, bins, frames).
 
-        Each row has `context` samples before the segment; training reads its batches this way.
+        Each row has `context` samples before the segment; training reads its batches this way. With
+        `normalization="utterance"` the caller gives the [`peak`] of each row's utterance as `maximum`,
+        (batch, 1, 1).
         """
-        return self.mu_law(self.magnitude(waveforms).transpose(-2, -1))
+        if self.normalization == "utterance" and maximum is None:
+            raise ValueError(
+                "normalization='utterance' needs maximum=, the largest magnitude of each row's utterance "
+                "(see peak)."
+            )
+        return self.mu_law(self.magnitude(waveforms).transpose(-2, -1), maximum)
 
     def peak(self, waveform: torch.Tensor) -> float:
         """The largest magnitude of an utterance (samples,): what `normalization="utterance"` divides by."""
-        total = self.pad(waveform).shape[-1] - self.window_length + self.hop_length
-        frames = self.magnitude(self.pad(waveform))[: total // self.hop_length]
-        return float(frames.amax())
+        return float(self._utterance(waveform).amax())
 
     def __call__(self, waveform: torch.Tensor, maximum: float | None = None) -> torch.Tensor:
         """One utterance (samples,) -> (segments, bins, frames).
 
         `maximum` replaces the utterance's own largest magnitude where `normalization="utterance"`.
         """
-        count = self.num_segments(waveform.shape[-1])
-        shift = self.segment_hop // self.hop_length
-        magnitude = self.magnitude(self.pad(waveform))[: self.frames + shift * (count - 1)]
+        magnitude = self._utterance(waveform)
         if self.normalization == "utterance" and maximum is None:
             maximum = magnitude.amax()
         # (frames, bins) -> (segments, bins, frames of the segment)
-        return self.mu_law(magnitude.unfold(0, self.frames, shift), maximum)
+        return self.mu_law(magnitude.unfold(0, self.frames, self.segment_hop // self.hop_length), maximum)
+
+    def _utterance(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Magnitude spectrogram (samples,) -> (frames, bins) of just the frames that are in segments."""
+        count = self.num_segments(waveform.shape[-1])
+        frames = self.frames + self.segment_hop // self.hop_length * (count - 1)
+        return self.magnitude(self.pad(waveform))[:frames]
 
 
 class S2EFeatureExtractor(SequenceFeatureExtractor):
     """Makes `input_values` (batch, segments, 400, 200) and `attention_mask` (batch, segments) from waveforms.
 
     Args:
-        **kwargs: the front-end settings of [`S2EConfig`], of which this is the mirror in `preprocessor_config.json`.
+        **kwargs: the front-end settings of [`S2EConfig`], of which this is the mirror in
+            `preprocessor_config.json`.
     """
 
     model_input_names = ["input_values", "attention_mask"]  # noqa: RUF012
@@ -114,7 +126,7 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
             padding_value=padding_value,
             **kwargs,
         )
-        S2EFrontEnd(**settings)  # validates
+        validate_front_end(settings)
         for name, value in settings.items():
             setattr(self, name, value)
 
@@ -137,8 +149,8 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
         """Spectrogram segments of one waveform or a list of them.
 
         Args:
-            raw_speech: 1-D float waveform(s), full scale 1: an array, a tensor, a list of floats, or a list of these.
-                A 2-D array is a batch of waveforms.
+            raw_speech: 1-D float waveform(s), full scale 1: an array, a tensor, a list of floats, or a list
+                of these. A 2-D array is a batch of waveforms.
             sampling_rate: Hz. Must be this extractor's (16000); give it, so that a wrong rate is noticed.
             return_tensors: `"pt"` or `"np"` (the default).
 
@@ -147,7 +159,8 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
             `attention_mask` int64 (batch, segments), 1 where there is a segment.
 
         Raises:
-            ValueError: another sampling rate, empty audio, more than one channel, integers, NaN or infinite samples.
+            ValueError: another sampling rate, empty audio, more than one channel, integers, NaN or infinite
+                samples.
         """
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise ValueError(
@@ -173,10 +186,14 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
 def _as_list(raw_speech: Any) -> list:
     if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
         if raw_speech.ndim not in (1, 2):
-            raise ValueError(f"Audio of shape {tuple(raw_speech.shape)}: expected (samples,) or (batch, samples).")
+            raise ValueError(
+                f"Audio of shape {tuple(raw_speech.shape)}: expected (samples,) or (batch, samples)."
+            )
         return [raw_speech] if raw_speech.ndim == 1 else list(raw_speech)
     if not isinstance(raw_speech, (list, tuple)):
-        raise ValueError(f"Audio is a {type(raw_speech).__name__}: expected an array, a tensor or a list of these.")
+        raise ValueError(
+            f"Audio is a {type(raw_speech).__name__}: expected an array, a tensor or a list of these."
+        )
     if not raw_speech:
         raise ValueError("Empty audio: a list with no waveform in it.")
     if isinstance(raw_speech[0], (int, float)):
@@ -188,14 +205,15 @@ def _waveform(item: Any) -> torch.Tensor:
     waveform = item.detach() if isinstance(item, torch.Tensor) else torch.from_numpy(np.array(item))
     if waveform.ndim != 1:
         raise ValueError(
-            f"A waveform of shape {tuple(waveform.shape)}: expected one channel, (samples,). Mix the channels down "
-            "first, or use S2EPipeline, which does."
+            f"A waveform of shape {tuple(waveform.shape)}: expected one channel, (samples,). Mix the "
+            "channels down first, or use S2EPipeline, which does."
         )
     if not waveform.numel():
         raise ValueError("Empty audio: the waveform has no samples; at least one is needed.")
     if not waveform.is_floating_point():
         raise ValueError(
-            f"A waveform of {waveform.dtype} samples: expected floats of full scale 1 (int16 samples / 32768)."
+            f"A waveform of {waveform.dtype} samples: expected floats of full scale 1 (int16 samples / "
+            "32768)."
         )
     waveform = waveform.to(torch.float32)
     if not torch.isfinite(waveform).all():

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,16 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
+from transformers.utils.hub import extract_commit_hash
 
-from .adapter_files_s2e import (
-    FETCH_KEYWORDS,
-    PLACE_KEYWORDS,
-    S2EAdapterError,
-    commit_of,
-    fetch,
-    find_base,
-)
-from .adapters_s2e import S2EAdapterMixin
+from .adapter_files_s2e import FETCH_KEYWORDS, S2EAdapterError, fetch, find_base, place_of
+from .adapter_repos_s2e import S2EAdapterReposMixin
 from .configuration_s2e import S2EConfig
 from .feature_extraction_s2e import S2EFeatureExtractor
 
@@ -55,7 +50,9 @@ class _FrozenFilterConv(torch.autograd.Function):
         return grad_x, None, grad_alpha.to(alpha.dtype), None, None
 
 
-def adapted_conv(x: torch.Tensor, shared: nn.Conv2d, alpha: torch.Tensor | None, use_shared: bool) -> torch.Tensor:
+def adapted_conv(
+    x: torch.Tensor, shared: nn.Conv2d, alpha: torch.Tensor | None, use_shared: bool
+) -> torch.Tensor:
     """`w * x + alpha * x` (eq. 3), computed as `(w + alpha) * x` (eq. 1): alpha is the filters' centre tap.
 
     Args:
@@ -177,7 +174,8 @@ class S2EDomain(nn.Module):
         self.pooling = spec.get("pooling", "mean")
         self.stem = S2EDomainConv(config, shared.stem, adapted=config.adapters and config.adapt_stem)
         self.stages = nn.ModuleList(
-            nn.ModuleList(S2EDomainBlock(config, block, use_shared) for block in stage) for stage in shared.stages
+            nn.ModuleList(S2EDomainBlock(config, block, use_shared) for block in stage)
+            for stage in shared.stages
         )
 
     def pool(self, features: torch.Tensor) -> torch.Tensor:
@@ -208,8 +206,8 @@ class S2EClassifierOutput(ModelOutput):
         logits: (batch, classes), the logarithm of the utterance's posterior: softmax gives it exactly.
         segment_logits: (batch, segments, classes), zero where `attention_mask` is.
         embeddings: (batch, 256), the mean over the segments.
-        row_labels: the class names of each row, in a batch of mixed domains only; its logits are padded with -inf to
-            the widest label set.
+        row_labels: the class names of each row, in a batch of mixed domains only; its logits are padded with
+            -inf to the widest label set.
     """
 
     loss: torch.FloatTensor | None = None
@@ -219,13 +217,17 @@ class S2EClassifierOutput(ModelOutput):
     row_labels: tuple[tuple[str, ...], ...] | None = None
 
 
-class S2EPreTrainedModel(S2EAdapterMixin, PreTrainedModel):
+class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
     config_class = S2EConfig
     base_model_prefix = "s2e"
     main_input_name = "input_values"
     input_modalities = ("audio",)
     _no_split_modules = ("S2EBlock",)
-    _keys_to_ignore_on_load_unexpected = (r"^heads\.",)  # a classifier's file read without its classifiers
+
+    def _new_head(self, spec: dict[str, Any], labels: Sequence[str]) -> nn.Linear:
+        """A domain's classifier (FC in Table I)."""
+        parts = 2 if spec.get("pooling") == "mean_std" else 1
+        return nn.Linear(parts * self.config.embedding_size, len(labels))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -266,71 +268,89 @@ class S2EPreTrainedModel(S2EAdapterMixin, PreTrainedModel):
         Args:
             pretrained_model_name_or_path: a folder or a Hub id.
             config: as in transformers.
-            base_model: for an adapter repo: its base, as a folder, a Hub id or a model in memory (to which the
-                adapter is then added). By default the repo says where its base is.
-            dtype: of the parameters. Weights are read and the base's fingerprint is taken in fp32; then comes the cast.
+            base_model: for an adapter repo: its base, as a folder, a Hub id or a model in memory (to which
+                the adapter is then added). By default the repo says where its base is.
+            dtype: of the parameters. Weights are read and the base's fingerprint is taken in fp32; then
+                comes the cast.
             **kwargs: as in transformers.
 
         Raises:
-            S2EAdapterError: an adapter does not fit its base, is damaged, or its base cannot be found; or the repo's
-                config and feature extractor disagree about the front end.
+            S2EAdapterError: an adapter does not fit its base, is damaged, or its base cannot be found; or the
+                repo's config and feature extractor disagree about the front end.
         """
         source = str(pretrained_model_name_or_path)
         dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
-        where = {name: kwargs[name] for name in FETCH_KEYWORDS + PLACE_KEYWORDS if kwargs.get(name) is not None}
+        where = place_of(kwargs)
+        options = {key: value for key, value in kwargs.items() if key not in where}
         if not hasattr(config, "to_dict"):  # not isinstance: remote code has a class of its own
-            options = {k: v for k, v in kwargs.items() if k not in FETCH_KEYWORDS + PLACE_KEYWORDS}
             config, options = cls.config_class.from_pretrained(
                 config or source, return_unused_kwargs=True, **where, **options
             )
-        else:
-            options = {k: v for k, v in kwargs.items() if k not in where}
         _check_front_end(config, source, where)
-        if config.base_model_name_or_path or config.adapter_sha256:
-            model = cls._base_of_adapter(config, source, base_model, where, options)
-            model.load_adapter(source, **where)
+        if config.is_adapter:
+            return cls._adapter_from_pretrained(source, config, base_model, where, options, dtype)
+        if base_model is not None:
+            raise S2EAdapterError(f"{source!r} is not an adapter repo: base_model= has no meaning for it.")
+        # safetensors only: nothing here ever unpickles
+        options = {"use_safetensors": True} | options
+        model = super().from_pretrained(
+            source, *model_args, config=config, dtype=torch.float32, **where, **options
+        )
+        model, *info = model if isinstance(model, tuple) else (model,)  # output_loading_info=True
+        if os.path.isdir(source):
+            model._remember_base(os.path.abspath(Path(source, where.get("subfolder", ""))), None)
         else:
-            if base_model is not None:
-                raise S2EAdapterError(f"{source!r} is not an adapter repo: base_model= has no meaning for it.")
-            model = super().from_pretrained(
-                source, *model_args, config=config, dtype=torch.float32, **where, **options
-            )
-            if isinstance(model, tuple):  # output_loading_info=True
-                return (model[0]._loaded(source, where, dtype), *model[1:])
-            model._loaded(source, where, None)
-        return model._cast(dtype)
+            config_file = fetch(source, "config.json", required=False, **where)
+            model._remember_base(source, extract_commit_hash(config_file, None))
+        model._cast(dtype)
+        return (model, *info) if info else model
 
     @classmethod
-    def _base_of_adapter(cls, config, source: str, base_model, where: dict, options: dict):
-        if isinstance(base_model, PreTrainedModel):
-            return base_model
-        fetching = {name: value for name, value in where.items() if name in FETCH_KEYWORDS}
-        place = (
-            {"pretrained_model_name_or_path": str(base_model)}
-            if base_model is not None
-            else find_base(config, source, where.get("subfolder", ""))
-        )
-        try:
-            return cls.from_pretrained(**place, **fetching, **options)
-        except OSError as error:
-            base = place["pretrained_model_name_or_path"]
+    def _adapter_from_pretrained(
+        cls, source: str, config: Any, base_model: Any, where: dict, options: dict, dtype: Any
+    ):
+        """An adapter repo with its base."""
+        model = base_model
+        if not isinstance(base_model, PreTrainedModel):
+            model = cls._base_of_adapter(source, config, base_model, where, options)
+        model, *info = model if isinstance(model, tuple) else (model,)  # output_loading_info=True
+        model.load_adapter(source, **where)
+        if config.num_labels != model.config.num_labels:
             raise S2EAdapterError(
-                f"Adapter {source!r} needs the base {base!r} (fingerprint {str(config.base_fingerprint)[:12]}), which "
-                f"cannot be loaded ({' '.join(str(error).split())[:200]}): fetch it with `hf download {base}`, or pass "
+                f"Adapter {source!r} has {model.config.num_labels} classes, but {config.num_labels} were "
+                "asked for: its classes are its own; add_adapter() a new one for others."
+            )
+        # what the caller changed at loading
+        model.config.update({name: getattr(config, name) for name in ("id2label", "label2id", "aggregation")})
+        model._cast(dtype)
+        return (model, *info) if info else model
+
+    @classmethod
+    def _base_of_adapter(cls, source: str, config: Any, base_model: Any, where: dict, options: dict):
+        fetching = {name: value for name, value in where.items() if name in FETCH_KEYWORDS}
+        if base_model is None:
+            place = find_base(config, source, where.get("subfolder", ""))
+        else:
+            place = {"pretrained_model_name_or_path": str(base_model)}
+        base = place["pretrained_model_name_or_path"]
+        try:
+            base_config = cls.config_class.from_pretrained(**place, **fetching)
+            if base_config.is_adapter:
+                raise S2EAdapterError(
+                    f"Adapter {source!r} names {base!r} as its base, but that is an adapter too; pass "
+                    "base_model=BASE."
+                )
+            return cls.from_pretrained(**place, config=base_config, **fetching, **options)
+        except OSError as error:
+            raise S2EAdapterError(
+                f"Adapter {source!r} needs the base {base!r} (fingerprint "
+                f"{str(config.base_fingerprint)[:12]}), which cannot be loaded "
+                f"({' '.join(str(error).split())[:200]}): fetch it with `hf download {base}`, or pass "
                 "base_model= a copy of it."
             ) from error
 
-    def _loaded(self, source: str, where: dict, dtype: Any) -> "S2EPreTrainedModel":
-        """Remember where this base came from, and its fingerprint while its weights are as stored."""
-        config_file = fetch(source, "config.json", required=False, **where)
-        self._base_source = os.path.abspath(source) if os.path.isdir(source) else source
-        self._base_revision = commit_of(config_file)
-        if not self.config.fused:
-            self._stored_fingerprint = self.base_fingerprint
-        return self._cast(dtype)
-
     def _cast(self, dtype: Any) -> "S2EPreTrainedModel":
-        if dtype in (None, "auto"):
+        if dtype in (None, "auto"):  # stored in fp32, so that is what "auto" means
             return self
         return self.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
@@ -346,7 +366,8 @@ def _check_front_end(config: S2EConfig, source: str, where: dict) -> None:
     ]
     if differing:
         raise S2EAdapterError(
-            f"{source!r}: preprocessor_config.json and config.json disagree about the front end ({'; '.join(differing)})"
+            f"{source!r}: preprocessor_config.json and config.json disagree about the front end "
+            f"({'; '.join(differing)})"
             "; write both from one config with S2EFeatureExtractor.from_model_config(config)."
         )
 
@@ -355,6 +376,7 @@ class S2EModel(S2EPreTrainedModel):
     """The network without its classifier: spectrogram segments -> embeddings."""
 
     _auto_class = "AutoModel"
+    _keys_to_ignore_on_load_unexpected = (r"^heads\.",)  # those of a file that has classifiers too
 
     def __init__(self, config: S2EConfig):
         super().__init__(config)
@@ -429,10 +451,6 @@ class S2EForAudioClassification(S2EPreTrainedModel):
         )
         self.post_init()
 
-    def _new_head(self, spec: dict[str, Any], labels: Sequence[str]) -> nn.Linear:
-        parts = 2 if spec.get("pooling") == "mean_std" else 1
-        return nn.Linear(parts * self.config.embedding_size, len(labels))
-
     def forward(
         self,
         input_values: torch.Tensor,
@@ -447,12 +465,12 @@ class S2EForAudioClassification(S2EPreTrainedModel):
             input_values: (batch, segments, bins, frames), or (batch, bins, frames) for one segment a row.
             attention_mask: (batch, segments), 1 where there is a segment.
             labels: (batch,) class indices within the row's domain; -100 is ignored.
-            adapter_names: the domain of each row, for a batch of mixed domains; None or the base domain's name is the
-                base. By default the active domain answers for all rows.
+            adapter_names: the domain of each row, for a batch of mixed domains; None or the base domain's
+                name is the base. By default the active domain answers for all rows.
 
         Raises:
-            ValueError: a shape that the network does not take, a row without any segment, a label outside its row's
-                label set.
+            ValueError: a shape that the network does not take, a row without any segment, a label outside its
+                row's label set.
             S2EAdapterError: a domain that is not loaded.
         """
         segments, mask = self.s2e._valid_segments(input_values, attention_mask)
@@ -479,11 +497,15 @@ class S2EForAudioClassification(S2EPreTrainedModel):
     ) -> S2EClassifierOutput:
         """Each domain's rows by themselves, so that a row's neighbours cannot change its answer."""
         if len(adapter_names) != len(mask):
-            raise ValueError(f"adapter_names has {len(adapter_names)} entries, but the batch has {len(mask)} rows.")
+            raise ValueError(
+                f"adapter_names has {len(adapter_names)} entries, but the batch has {len(mask)} rows."
+            )
         names = [self._known_domain(name or self.config.base_domain) for name in adapter_names]
         row_of_segment = mask.nonzero()[:, 0]
         widest = max(len(self.config.labels_of(name)) for name in names)
-        rows_of = {name: [i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
+        rows_of = {
+            name: [i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)
+        }
         parts: list[S2EClassifierOutput] = []
         for name, rows in rows_of.items():
             rows = torch.tensor(rows, device=mask.device)
@@ -492,7 +514,7 @@ class S2EForAudioClassification(S2EPreTrainedModel):
             part.logits = F.pad(part.logits, (0, missing), value=-torch.inf)
             part.segment_logits = F.pad(part.segment_logits, (0, missing), value=-torch.inf)
             parts.append(part)
-        back = torch.tensor(sum(rows_of.values(), []), device=mask.device).argsort()
+        back = torch.tensor([row for rows in rows_of.values() for row in rows], device=mask.device).argsort()
         widths = {part.embeddings.shape[-1] for part in parts}
         return S2EClassifierOutput(
             logits=torch.cat([part.logits for part in parts])[back],
@@ -505,9 +527,12 @@ class S2EForAudioClassification(S2EPreTrainedModel):
     def _loss(self, output: S2EClassifierOutput, labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy; the logits are log posteriors already, and -inf stays outside a row's label set."""
         mixed = output.row_labels is not None
-        if mixed or labels.device.type == "cpu":  # elsewhere the check would stall the accelerator at every step
+        if (
+            mixed or labels.device.type == "cpu"
+        ):  # elsewhere the check would stall the accelerator at every step
             sizes = torch.tensor(
-                [len(row) for row in output.row_labels] if mixed else output.logits.shape[-1], device=labels.device
+                [len(row) for row in output.row_labels] if mixed else output.logits.shape[-1],
+                device=labels.device,
             )
             wrong = ((labels < 0) | (labels >= sizes)) & (labels != -100)
             if wrong.any():
@@ -529,7 +554,7 @@ def _scatter(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _aggregate(log_posteriors: torch.Tensor, mask: torch.Tensor, aggregation: str) -> torch.Tensor:
-    """Log posteriors (n, classes) of the valid segments -> log posterior (batch, classes) of the utterances."""
+    """Log posteriors of the valid segments (n, classes) -> of the utterances (batch, classes)."""
     if mask.shape[1] == 1:
         return log_posteriors
     count = mask.sum(dim=1, keepdim=True)
