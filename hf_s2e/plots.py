@@ -6,6 +6,7 @@ Needs matplotlib (`pip install 'hf-s2e[plots]'`). The kind of file follows the p
 import numpy as np
 
 UA_COLOUR, WA_COLOUR, GREY = "#1b6ca8", "#9ec5e3", "#8a8a8a"
+MAX_COLOURS = 20  # classes that can be told apart
 MAX_NAMED = 40  # speakers whose names still fit on an axis
 
 
@@ -67,21 +68,11 @@ def plot_bars(summary, path, *, title=None):
 
 def plot_audit(report, path, *, title=""):
     """A report of `hf_s2e.audit.audit`: durations, speakers by class, and what predicts the label alone."""
-    from matplotlib import colormaps
-
     counts = report["counts"]
     figure, (left, middle, right) = _figure(15, 4.6, panels=3, ratios=(1.2, 1.2, 1))
     classes = [name for name, number in counts["classes"].items() if number]
-    colours = colormaps["tab20" if len(classes) > 10 else "tab10"]
     if "duration_s" in counts:
-        edges, below = np.array(counts["duration_s"]["histogram_edges"]), 0
-        for number, name in enumerate(classes[:20]):
-            heights = np.array(counts["duration_s"]["histogram"].get(name, 0))
-            place = {"bottom": below, "align": "edge", "color": colours(number), "label": name}
-            left.bar(edges[:-1], heights, np.diff(edges), **place)
-            below = below + heights
-        left.legend(frameon=False, fontsize=8)
-    left.set(xlabel="duration, s", ylabel="files", title="Durations")
+        _duration_panel(left, counts["duration_s"], classes)
     _speaker_panel(middle, counts["speakers"], classes)
     _accuracy_panel(right, counts)
     for axes in (left, right):
@@ -90,6 +81,22 @@ def plot_audit(report, path, *, title=""):
     found = f"findings: {', '.join(kinds) or 'none'}"
     figure.suptitle(f"{title}, {found}" if title else found, fontsize=11)
     figure.savefig(path, dpi=150)
+
+
+def _duration_panel(axes, durations, classes):
+    from matplotlib import colormaps
+
+    edges, heights = np.array(durations["histogram_edges"]), durations["histogram"]
+    if len(classes) > MAX_COLOURS:
+        heights = {"all": np.sum(list(heights.values()), axis=0)}
+    colours = colormaps["tab20" if len(heights) > 10 else "tab10"]
+    below = np.zeros(len(edges) - 1)
+    for number, (name, of_class) in enumerate(heights.items()):
+        look = {"align": "edge", "color": colours(number), "label": name or "no label"}
+        axes.bar(edges[:-1], of_class, np.diff(edges), bottom=below, **look)
+        below += of_class
+    axes.legend(frameon=False, fontsize=8)
+    axes.set(xlabel="duration, s", ylabel="files", title="Durations")
 
 
 def _speaker_panel(axes, speakers, classes):
@@ -101,10 +108,14 @@ def _speaker_panel(axes, speakers, classes):
     table = np.array([[labels.get(name, 0) for name in classes] for labels in speakers.values()])
     image = axes.imshow(table, aspect="auto", cmap="Blues", vmin=0, interpolation="nearest")
     axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor", "fontsize": 8}
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if len(classes) <= MAX_COLOURS:
+        axes.set_xticks(range(len(classes)), classes, **slanted)
     if len(speakers) <= MAX_NAMED:
         axes.set_yticks(range(len(speakers)), speakers, fontsize=8 if len(speakers) <= 20 else 6)
-    axes.set_ylabel("speaker")
+    axes.set(xlabel=f"{len(classes)} classes", ylabel=f"{len(speakers)} speakers")
 
 
 def _accuracy_panel(axes, counts):

@@ -15,6 +15,7 @@ SHARED_SPEAKERS = (
     "Not speaker-disjoint: speakers of the test part may be in training, so these figures may be inflated."
 )
 SHOWN = 5  # files that the audit's text names for each finding
+MANY_CLASSES = 20  # more are counted, not listed: the classes are speakers
 
 
 def summarize(
@@ -129,7 +130,11 @@ def audit_text(report, title="corpus") -> str:
     counts = report["counts"]
     sizes = [sum(labels.values()) for labels in counts["speakers"].values()]
     lines = [f"{title}: {counts['files']} files, {counts['hours']:.2f} h"]
-    lines.append("  classes   " + ", ".join(f"{name} {number}" for name, number in counts["classes"].items()))
+    classes = counts["classes"]
+    named = ", ".join(f"{name} {number}" for name, number in classes.items())
+    if len(classes) > MANY_CLASSES:
+        named = f"{len(classes)}, with {min(classes.values())} to {max(classes.values())} utterances"
+    lines.append(f"  classes   {named}")
     if sizes:
         lines.append(f"  speakers  {len(sizes)}, with {min(sizes)} to {max(sizes)} utterances")
     if "duration_s" in counts:
@@ -251,10 +256,12 @@ def _about(summary):
 
 
 def _about_intervals(summary):
-    known = "speakers and, within them, utterances"
+    units = "utterances (no speaker ids)"
+    if summary["speakers"]:
+        units = "speakers and, within them, utterances"
     return (
-        "UA and WA in %, pooled over the folds: mean (standard deviation) over the runs. Intervals: bootstrap "
-        f"over {known if summary['speakers'] else 'utterances (speakers unknown)'}, for the runs at hand."
+        "UA and WA in %, pooled over the folds: mean (standard deviation) over the runs. "
+        f"Intervals: bootstrap over {units}, for the runs at hand."
     )
 
 

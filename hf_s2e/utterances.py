@@ -53,16 +53,16 @@ def corpus_facts(dataset) -> CorpusFacts:
 def utterance_ids(dataset):
     """A name for each row that does not depend on where the corpus lies or how its audio is stored.
 
-    The column `utterance` where there is one; otherwise the file name without its ending, or, where file
+    The column `utterance_id` where there is one; otherwise the file name without its ending, or, where file
     names repeat (VoxCeleb's 00001), the path below the folder that all files share. Raises ValueError for
     rows that have the same file.
     """
-    if "utterance" in dataset.column_names:
-        names = [str(name) for name in dataset["utterance"][:]]
+    if "utterance_id" in dataset.column_names:
+        names = [str(name) for name in dataset["utterance_id"][:]]
         return _unique(names)
     paths = audio_paths(dataset)
     if any(path is None for path in paths):
-        raise ValueError("some rows have no audio path: add a column 'utterance' with a name for each row")
+        raise ValueError("some rows have no audio path: add a column 'utterance_id' with a name for each row")
     if not paths:
         raise ValueError("the corpus has no utterances")
     names = [os.path.splitext(os.path.basename(path))[0] for path in paths]

@@ -183,7 +183,7 @@ def test_evaluate_metric_offline(monkeypatch, tmp_path):
 
 NUMPY_ONLY = """
 import sys
-for name in ("datasets", "evaluate", "soundfile", "soxr", "av", "matplotlib", "sklearn", "scipy"):
+for name in "datasets evaluate soundfile soxr av matplotlib sklearn scipy pandas pyarrow".split():
     sys.modules[name] = None
 import importlib, types
 package = types.ModuleType("hf_s2e")

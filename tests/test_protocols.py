@@ -275,7 +275,7 @@ def test_utterance_ids():
     assert utterance_ids(from_paths(["/x/a/1.wav", "/x/b/2.v1.flac"])) == ["1", "2.v1"]
     assert utterance_ids(from_paths(["/x/a/1.wav", "/x/b/1.wav"])) == ["a/1", "b/1"]
     assert utterance_ids(from_paths(["/x/1.wav", "/x/1.flac"])) == ["1.wav", "1.flac"]
-    assert utterance_ids(from_paths(["/x/1.wav"] * 2, utterance=["p", "q"])) == ["p", "q"]
+    assert utterance_ids(from_paths(["/x/1.wav"] * 2, utterance_id=["p", "q"])) == ["p", "q"]
     with pytest.raises(ValueError, match="more than once"):
         utterance_ids(from_paths(["/x/1.wav", "/x/1.wav"]))
     with pytest.raises(ValueError, match="no audio path"):

@@ -173,7 +173,7 @@ def test_shared_speakers_are_said_in_every_table(table):
 def test_unknown_speakers_are_said(table):
     summary = summary_of(table.assign(speaker=None))
     assert summary["speakers"] is None
-    assert "utterances (speakers unknown)" in reports.markdown_table(summary)
+    assert "utterances (no speaker ids)" in reports.markdown_table(summary)
     assert "over 120 utterances" in summary["paired"][0]["test"]
 
 
