@@ -197,7 +197,7 @@ def _as_list(raw_speech: Any) -> list:
     if not raw_speech:
         raise ValueError("Empty audio: a list with no waveform in it.")
     if isinstance(raw_speech[0], (int, float)):
-        return [np.asarray(raw_speech, dtype=np.float32)]
+        return [np.asarray(raw_speech)]
     return list(raw_speech)
 
 
