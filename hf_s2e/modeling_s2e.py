@@ -65,7 +65,8 @@ def adapted_conv(
         weight = shared.weight.contiguous(memory_format=torch.channels_last)
         return F.conv2d(x, weight, shared.bias, stride=stride, padding=padding)
     if not use_shared:
-        return F.conv2d(x, alpha, stride=stride)
+        # a 1x1 convolution as the linear map it is: oneDNN crashes on narrow strided 1x1 filters
+        return F.linear(x[:, :, ::stride, ::stride].movedim(1, -1), alpha.flatten(1)).movedim(-1, 1)
     centre = F.pad(alpha, (padding,) * 4)
     weight = (shared.weight + centre).contiguous(memory_format=torch.channels_last)
     if frozen and alpha.requires_grad and torch.is_grad_enabled():
@@ -477,8 +478,8 @@ class S2EForAudioClassification(S2EPreTrainedModel):
             output = self._classify(segments, mask, self.config.active_domain)
         else:
             output = self._classify_mixed(segments, mask, adapter_names)
-        if labels is not None:
-            output.loss = self._loss(output, labels)
+        if labels is not None:  # a new output, because the loss comes first in its tuple
+            output = S2EClassifierOutput(loss=self._loss(output, labels), **output)
         return output if return_dict is not False else output.to_tuple()
 
     def _classify(self, segments: torch.Tensor, mask: torch.Tensor, domain: str) -> S2EClassifierOutput:
