@@ -240,6 +240,9 @@ def test_hub_dataset_in_memory_and_on_disk(plant, load, tmp_path):
     assert names_of(load("hub", own, label="emotion", speaker="who", labels=["mad"])) == ["b.wav"]
     speakers = load("hub", own, label="who", speaker="who")
     assert speakers.features["label"].names == ["3", "4"] and speakers["speaker"][:] == ["3", "4", "3"]
+    assert len(set(load("hub", own, label="who", speaker="who", num_speakers=1)["speaker"])) == 1
+    with pytest.raises(CorpusError, match="hub has no option split_by"):
+        load("hub", own, split_by="who")
 
 
 def test_hub_class_labels_and_splits(plant, load):

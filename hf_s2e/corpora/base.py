@@ -19,7 +19,7 @@ from typing import ClassVar
 import datasets
 import pyarrow as pa
 
-from .files import CorpusError, CorpusWarning, Report, digest, is_audio, show_entries, walk
+from .files import CorpusError, CorpusWarning, Report, digest, is_audio, show_entries, walk, without_extension
 
 ROWS_PER_BATCH = 10_000  # rows in memory while the index is written
 TEXT = datasets.Value("string")
@@ -53,6 +53,7 @@ class Corpus(datasets.ArrowBasedBuilder):
         self.root = self.locate(data_dir)
         self.all_classes = tuple(self.class_names())
         self.classes = self._chosen_classes()
+        self.class_index = {name: index for index, name in enumerate(self.classes)}
         facts = (self.title(), str(self.root), self._options_text(), _code(type(self)))
         super().__init__(
             cache_dir=cache_dir and os.fspath(cache_dir),
@@ -148,15 +149,10 @@ class Corpus(datasets.ArrowBasedBuilder):
         return next((folder / table for folder in folders if (folder / table).is_file()), None)
 
     def choose_speakers(self, speakers: Iterable[str]) -> list[str]:
-        """``num_speakers`` of them, drawn by ``speaker_seed`` and sorted; all of them if it is None."""
+        """``num_speakers`` of them, drawn by ``speaker_seed``; for corpora that have these options."""
         speakers = sorted(speakers)
         self.speakers_found = len(speakers)
-        number = self.options["num_speakers"]
-        if number is None:
-            return speakers
-        if not 1 <= number <= len(speakers):
-            raise CorpusError(f"num_speakers={number}, but {self.root} has {len(speakers)} speakers")
-        return sorted(random.Random(self.options["speaker_seed"]).sample(speakers, number))
+        return draw_speakers(speakers, self.options["num_speakers"], self.options["speaker_seed"])
 
     def _chosen_classes(self) -> tuple[str, ...]:
         labels = self.options["labels"]
@@ -172,8 +168,8 @@ class Corpus(datasets.ArrowBasedBuilder):
         return json.dumps(self.options, sort_keys=True, default=str)
 
     def _parse(self, path: str, root: str | os.PathLike) -> dict[str, str] | None:
-        relative = os.path.splitext(path[len(os.fspath(root)) :].lstrip(os.sep))[0].replace(os.sep, "/")
-        match = self.PATTERN.fullmatch(relative)
+        relative = without_extension(path[len(os.fspath(root)) :].lstrip(os.sep))
+        match = self.PATTERN.fullmatch(relative.replace(os.sep, "/"))
         return match and match.groupdict()
 
     def _info(self) -> datasets.DatasetInfo:
@@ -205,12 +201,12 @@ class Corpus(datasets.ArrowBasedBuilder):
         for row in self.rows(report):
             path = row["path"]
             if self.UNIQUE_NAMES:
-                name = os.path.splitext(os.path.basename(path))[0]
+                name = without_extension(os.path.basename(path))
                 if name in names:
                     report.add("utterances found twice, the second left out", f"{path} and {names[name]}")
                     continue
                 names[name] = path
-            if row["label"] not in self.classes:
+            if row["label"] not in self.class_index:
                 continue
             if not _is_utf8(path):
                 report.add("file names that are not valid UTF-8; rename them", repr(path))
@@ -227,14 +223,14 @@ class Corpus(datasets.ArrowBasedBuilder):
         """Add to the report what differs from the published corpus, and classes that have no utterance."""
         for column, expected in self.expected().items():
             for value, number in expected.items():
-                if counts[column][value] != number and (column != "label" or value in self.classes):
+                if counts[column][value] != number and (column != "label" or value in self.class_index):
                     report.differences.append((f"{column} {value}", number, counts[column][value]))
         if self.SPEAKERS:
             self._compare_speakers(report, counts["label"].total())
         for name in self.expected_names():
             if name in names:
                 continue
-            if self.row(self.PATTERN.fullmatch(name).groupdict())["label"] in self.classes:
+            if self.row(self.PATTERN.fullmatch(name).groupdict())["label"] in self.class_index:
                 report.add("missing files", name)
         for label in self.classes:
             if not counts["label"][label]:
@@ -248,11 +244,10 @@ class Corpus(datasets.ArrowBasedBuilder):
             report.differences.append(("utterances", complete[self.speakers_found], utterances))
 
     def _table(self, rows: list[dict]) -> pa.Table:
-        index = {name: i for i, name in enumerate(self.classes)}
         schema = self.info.features.arrow_schema
         columns = {column: [row.get(column) for row in rows] for column in ["speaker", *self.COLUMNS]}
         columns["audio"] = [{"bytes": None, "path": row["path"]} for row in rows]
-        columns["label"] = [index[row["label"]] for row in rows]
+        columns["label"] = [self.class_index[row["label"]] for row in rows]
         return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
     def _message(self, findings: str) -> str:
@@ -281,6 +276,16 @@ class Corpus(datasets.ArrowBasedBuilder):
         if len(dataset) != self.info.splits["train"].num_examples:
             raise OSError(f"the index in {self.cache_dir} is cut short")
         return dataset
+
+
+def draw_speakers(speakers: Iterable[str], number: int | None, seed: int) -> list[str]:
+    """``number`` of the speakers, or all if it is None, sorted; the same for the same speakers and seed."""
+    speakers = sorted(speakers)
+    if number is None:
+        return speakers
+    if not 1 <= number <= len(speakers):
+        raise CorpusError(f"num_speakers={number}, but there are {len(speakers)} speakers")
+    return sorted(random.Random(seed).sample(speakers, number))
 
 
 def _is_utf8(path: str) -> bool:

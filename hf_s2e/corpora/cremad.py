@@ -8,7 +8,7 @@ import re
 from functools import cached_property
 
 from .base import Corpus
-from .files import read_table
+from .files import read_table, walk
 from .labels import GENDERS
 
 EMOTIONS = {
@@ -22,7 +22,7 @@ INTENSITIES = {"LO": "low", "MD": "medium", "HI": "high"}
 class CREMAD(Corpus):
     LAYOUT = "AudioWAV/1001_DFA_ANG_XX.wav (actor, sentence, emotion, level) and VideoDemographics.csv"
     PATTERN = re.compile(
-        r"(?:\w+/)?(?P<actor>1\d\d\d)_(?P<sentence>[A-Z]{3})_"
+        r"(?:AudioWAV/)?(?P<actor>1\d\d\d)_(?P<sentence>[A-Z]{3})_"
         r"(?P<emotion>NEU|HAP|SAD|ANG|FEA|DIS)_(?P<level>[A-Z]{1,2})"
     )
     CLASSES = tuple(EMOTIONS.values())
@@ -39,7 +39,8 @@ class CREMAD(Corpus):
         }
 
     def files(self):
-        yield from super().files()
+        audio = self.root / "AudioWAV"  # beside it, the published repository has the same as AudioMP3
+        yield from walk(audio if audio.is_dir() else self.root, depth=1)
         if table := self.beside(TABLE):
             yield str(table), table.stat().st_size
 

@@ -23,6 +23,18 @@ def is_audio(path: str | os.PathLike) -> bool:
     return os.path.splitext(path)[1].lower() in AUDIO_EXTENSIONS
 
 
+# `datasets` replaces os.path functions in builder modules by slower ones for URLs, so these are here.
+
+
+def without_extension(path: str) -> str:
+    return os.path.splitext(path)[0]
+
+
+def size_of(path: str) -> int:
+    """Size in bytes; 0 where there is no file."""
+    return os.path.getsize(path) if os.path.isfile(path) else 0
+
+
 def walk(folder: str | os.PathLike, depth: int | None = None) -> Iterator[tuple[str, int]]:
     """Yield ``(path, size in bytes)`` of the files below ``folder``, sorted, one folder in memory at a time.
 

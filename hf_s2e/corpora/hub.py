@@ -2,8 +2,9 @@
 
 ``data_dir`` is a Hub id, a folder that `datasets` can load or that ``save_to_disk`` wrote, or a `Dataset` or
 `DatasetDict`. Options: ``split`` (all splits by default, kept in a column), ``config`` and ``revision`` of
-the Hub dataset, the names of the columns (``audio``, ``label``, ``speaker``), and ``label_map`` to translate
-labels. Datasets that hold the encoded audio itself give it as ``bytes`` in ``audio``, read when needed.
+the Hub dataset, the names of the columns (``audio``, ``label``, ``speaker``), ``label_map`` to translate
+labels; with ``label`` naming the speakers' column, ``num_speakers`` and ``speaker_seed``. Datasets that hold
+the encoded audio itself give it as ``bytes`` in ``audio``, read when needed.
 """
 
 import os
@@ -11,6 +12,7 @@ import warnings
 
 import datasets
 
+from .base import draw_speakers
 from .files import CorpusError, CorpusWarning, Report
 
 
@@ -18,11 +20,18 @@ class Hub:
     @staticmethod
     def load(
         data_dir, *, cache_dir=None, strict=True, labels=None, split=None, config=None, revision=None,
-        audio="audio", label="label", speaker="speaker", label_map=None,
+        audio="audio", label="label", speaker="speaker", label_map=None, num_speakers=None, speaker_seed=0,
+        **unknown,
     ) -> datasets.Dataset:  # fmt: skip
         """See the module; the arguments that all corpora share are those of `hf_s2e.corpora.load_corpus`."""
+        if unknown:
+            raise CorpusError(f"hub has no option {', '.join(unknown)}; its options are in docs/corpora.md")
+        if num_speakers and label != speaker:
+            raise CorpusError("num_speakers needs the speaker as label: give both columns the same name")
         found = _open(data_dir, split, config, revision, cache_dir and os.fspath(cache_dir))
         dataset = _rename(_one_table(found), {"audio": audio, "label": label, "speaker": speaker})
+        if num_speakers:
+            labels = draw_speakers(set(dataset["speaker"]) - {None, ""}, num_speakers, speaker_seed)
         return _encode(dataset, labels, label_map, strict)
 
 

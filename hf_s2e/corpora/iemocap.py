@@ -13,7 +13,7 @@ import os
 import re
 
 from .base import Corpus
-from .files import is_audio, walk
+from .files import is_audio, walk, without_extension
 
 EMOTIONS = {
     "neu": "neutral", "ang": "angry", "hap": "happy", "sad": "sad", "exc": "excited", "fru": "frustrated",
@@ -61,7 +61,7 @@ class IEMOCAP(Corpus):
         recordings, label_files = {}, []
         for path, size in self.files():
             if is_audio(path):
-                recordings[os.path.splitext(os.path.basename(path))[0]] = (path, size)
+                recordings[without_extension(os.path.basename(path))] = (path, size)
             elif path.endswith(".txt"):
                 label_files.append(path)
         for label_file in label_files:

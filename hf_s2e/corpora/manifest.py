@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from .base import SPEAKER_OPTIONS, Corpus
-from .files import CorpusError, read_table, show_entries
+from .files import CorpusError, read_table, show_entries, size_of
 from .labels import GENDERS, SPLITS
 
 OPTIONS = {
@@ -114,10 +114,10 @@ class Manifest(Corpus):
         return self.options["label_map"]
 
     def files(self):
-        yield str(self.table), os.path.getsize(self.table)
+        yield str(self.table), size_of(self.table)
         for entry in self.entries():
             path = self.full_path(entry["path"])
-            yield path, _size(path)
+            yield path, size_of(path)
 
     def rows(self, report):
         places, mapping = {}, self.label_map()
@@ -134,7 +134,7 @@ class Manifest(Corpus):
                 report.add(fault[0], f"{place}: {fault[1]}")
             elif self.speakers is None or entry["speaker"] in self.speakers:
                 label = mapping[label] if mapping else label
-                yield {**entry, "path": path, "label": label, "size": _size(path)}
+                yield {**entry, "path": path, "label": label, "size": size_of(path)}
             places.setdefault(path, place)
 
     def fault(self, entry: dict, path: str, mapping: dict[str, str] | None) -> tuple[str, str] | None:
@@ -148,7 +148,3 @@ class Manifest(Corpus):
         if not os.path.lexists(path):
             return "missing files", path
         return None
-
-
-def _size(path: str) -> int:
-    return os.path.getsize(path) if os.path.isfile(path) else 0

@@ -11,7 +11,7 @@ import re
 from functools import cached_property
 
 from .base import SPEAKER_OPTIONS, Corpus
-from .files import is_audio, read_table, walk
+from .files import is_audio, read_table, walk, without_extension
 from .labels import GENDERS
 
 
@@ -47,7 +47,7 @@ class SpeechOcean762(Corpus):
         """utterance -> its line in metadata.csv"""
         table = self.root / "metadata.csv"
         lines = read_table(table) if table.is_file() else ()
-        return {os.path.splitext(os.path.basename(cells["file_name"]))[0]: cells for _, cells in lines}
+        return {without_extension(os.path.basename(cells["file_name"])): cells for _, cells in lines}
 
     @cached_property
     def kaldi(self) -> dict[str, dict[str, tuple[str, str]]]:

@@ -10,7 +10,7 @@ import re
 from functools import cached_property
 
 from .base import SPEAKER_OPTIONS, Corpus
-from .files import is_audio, read_table, walk
+from .files import is_audio, read_table, walk, without_extension
 
 SPEAKER = re.compile(r"id\d{5}")
 
@@ -49,7 +49,7 @@ class VoxCeleb(Corpus):
         for path, size in self.files():
             if not is_audio(path):
                 continue
-            stem = os.path.splitext(path)[0]
+            stem = without_extension(path)
             speaker, *video, _ = path[below:].split(os.sep)
             if stem == previous:  # 00001.m4a and 00001.wav
                 report.add("utterances found twice, the second left out", path)
