@@ -154,7 +154,7 @@ def describe_repo(source: str) -> dict[str, Any]:
     """What a folder or Hub repo holds.
 
     Returns:
-        `source`, `kind` ("base", "plain base", "fused" or "adapter"), `labels`, `parameters`, `weights_bytes`,
+        `source`, `kind` (base, plain base, fused or adapter), `labels`, `parameters`, `weights_bytes`,
         `fingerprint` (of the base; for an adapter of the one it needs) and `results` (of the card's
         model-index: dataset, metric, value); of a base also `repo_id` and `adapters` (name to labels), of an
         adapter `name`, `base`, `base_revision` and `method`.

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from array import array
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
@@ -151,7 +152,8 @@ class S2EPipeline(AudioClassificationPipeline):
 
     def _answers(self, sources: list, preprocess_params: dict, postprocess_params: dict) -> list[Any]:
         """One answer, or the AudioError, for each of the sounds, which share forward passes."""
-        logits: list[list[torch.Tensor]] = [[] for _ in sources]
+        # One growing buffer a sound: many small tensors among the large ones would hold on to the whole heap.
+        logits = [array("f") for _ in sources]
         samples: list[int] = [0] * len(sources)
         errors: dict[int, AudioError] = {}
         waiting: list[tuple[int, torch.Tensor]] = []
@@ -169,7 +171,7 @@ class S2EPipeline(AudioClassificationPipeline):
             errors[index]
             if index in errors
             else self.postprocess(
-                self._utterance(torch.cat(logits[index])),
+                self._utterance(logits[index]),
                 duration=samples[index] / rate,
                 **postprocess_params,
             )
@@ -180,18 +182,19 @@ class S2EPipeline(AudioClassificationPipeline):
     def _segments_at_once(self) -> int:
         return SEGMENTS_ON_CPU if self.device.type == "cpu" else SEGMENTS_ON_ACCELERATOR
 
-    def _classify(self, waiting: list[tuple[int, torch.Tensor]], logits: list[list[torch.Tensor]]) -> None:
+    def _classify(self, waiting: list[tuple[int, torch.Tensor]], logits: list[array]) -> None:
         """Run the network over the waiting segments and add each sound's to `logits`."""
         if not waiting:
             return
         segments = torch.cat([segments for _, segments in waiting]).to(self.model.dtype)
         found = self.forward({"input_values": segments}).segment_logits.squeeze(1)  # (segments, classes)
         for (index, _), part in zip(waiting, found.split([len(segments) for _, segments in waiting])):
-            logits[index].append(part)
+            logits[index].frombytes(part.numpy().tobytes())
         waiting.clear()
 
-    def _utterance(self, segment_logits: torch.Tensor) -> S2EClassifierOutput:
-        """(segments, classes) of one sound to what the model returns for a batch of it alone."""
+    def _utterance(self, logits: array) -> S2EClassifierOutput:
+        """The logits of all segments of one sound to what the model returns for a batch of it alone."""
+        segment_logits = torch.frombuffer(logits, dtype=torch.float32).view(-1, self.model.config.num_labels)
         mask = torch.ones(1, len(segment_logits), dtype=torch.bool)
         posterior = aggregate(F.log_softmax(segment_logits, dim=-1), mask, self.model.config.aggregation)
         return S2EClassifierOutput(logits=posterior, segment_logits=segment_logits[None])
