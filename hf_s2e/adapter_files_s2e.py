@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import cached_file
@@ -33,6 +34,8 @@ _BAD_CONFIG = (
     RecursionError,
     StrictDataclassError,
 )
+# What git takes as the name of a branch or tag; part of a path in the cache, which it must not leave
+_REVISION = re.compile(r"(?!/)(?!.*\.\.)[^\x00-\x20\x7f~^:?*\[\\]{1,255}")
 _RESERVED_NAMES = frozenset(dir(torch.nn.ModuleDict()))
 
 
@@ -156,11 +159,12 @@ def fetch(source: str, filename: str, *, required: bool = True, **hub: Any) -> s
     """
     try:
         path = cached_file(source, filename, _raise_exceptions_for_missing_entries=False, **hub)
-    except OSError as error:  # transformers words every failure of the Hub as one
+    except (OSError, httpx.HTTPError) as error:  # what the Hub answers, and a connection that breaks
         raise S2EAdapterError(f"Cannot read {filename} of {source!r}: {_one_line(error)}") from error
     if path is None and required:
         raise S2EAdapterError(
-            f"{source!r} has no {filename}: it is not an adapter repo, or an incomplete one."
+            f"{source!r} has no {filename}: it is not an adapter repo, or an incomplete one, or it is not in "
+            "the cache and the Hub cannot be reached."
         )
     return path
 
@@ -169,8 +173,19 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:400]
 
 
+def check_revision(revision: Any) -> None:
+    """Raise S2EAdapterError unless this can be a branch, tag or commit; None is the main branch."""
+    if revision is not None and not (isinstance(revision, str) and _REVISION.fullmatch(revision)):
+        raise S2EAdapterError(f"{revision!r:.100} cannot be a revision: expected a branch, tag or commit.")
+
+
 def place_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the keywords of from_pretrained that say where and how a repo is fetched, and are given."""
+    """Those of the keywords of from_pretrained that say where and how a repo is fetched, and are given.
+
+    Raises:
+        S2EAdapterError: the revision cannot be one.
+    """
+    check_revision(kwargs.get("revision"))
     return {key: kwargs[key] for key in FETCH_KEYWORDS + PLACE_KEYWORDS if kwargs.get(key) is not None}
 
 

@@ -27,7 +27,13 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .adapter_files_s2e import ADAPTER_WEIGHTS, S2EAdapterError, find_base, tensors_sha256
+from .adapter_files_s2e import (
+    ADAPTER_WEIGHTS,
+    S2EAdapterError,
+    check_revision,
+    find_base,
+    tensors_sha256,
+)
 from .cards import BASE_WEIGHTS, fingerprint_of, is_adapter
 from .configuration_s2e import S2EConfig
 
@@ -136,6 +142,7 @@ def pull(
         S2EAdapterError: what arrived is damaged (twice: it is fetched again once), or no adapter's.
     """
     validate_repo_id(repo_id)
+    check_revision(revision)
     try:
         return _pull(repo_id, revision, to, token, force=False)
     except S2EAdapterError:  # a damaged file would stay in the cache
@@ -149,6 +156,7 @@ def _pull(repo_id: str, revision: str | None, to, token: str | None, *, force: b
         base_id, commit = config.get("base_model_name_or_path"), config.get("base_model_revision")
         if not base_id or base_id.rpartition("/")[2] == repo_id.rpartition("/")[2]:
             raise S2EAdapterError(f"Adapter {repo_id!r} names the base {base_id!r}: that cannot be one.")
+        check_revision(commit)
         base = (None if force or to else _in_cache(base_id, commit)) or _download(
             base_id, commit, to, token, force
         )
