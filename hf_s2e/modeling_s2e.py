@@ -38,15 +38,14 @@ class _FrozenFilterConv(torch.autograd.Function):
         x, weight, alpha = ctx.saved_tensors
         x, grad_x = x.to(grad.dtype), None
         if ctx.needs_input_grad[0]:
+            stride, padding, ones, only_x = [ctx.stride] * 2, [ctx.padding] * 2, [1, 1], [True, False, False]
             grad_x = torch.ops.aten.convolution_backward(
-                grad, x, weight.to(grad.dtype), None, [ctx.stride] * 2, [ctx.padding] * 2, [1, 1], False, [0, 0], 1,
-                [True, False, False],
-            )[0]  # fmt: skip
-        # a matrix product over all positions, not convolution_backward: oneDNN crashes on narrow strided 1x1 filters
+                grad, x, weight.to(grad.dtype), None, stride, padding, ones, False, [0, 0], 1, only_x
+            )[0]
+        # a matrix product over all positions: oneDNN's backward pass crashes on narrow strided 1x1 filters
         seen = x[:, :, :: ctx.stride, :: ctx.stride].permute(0, 2, 3, 1).flatten(0, 2)
         grad_alpha = grad.permute(0, 2, 3, 1).flatten(0, 2).T @ seen
-        grad_alpha = grad_alpha.reshape(alpha.shape)
-        return grad_x, None, grad_alpha.to(alpha.dtype), None, None
+        return grad_x, None, grad_alpha.reshape(alpha.shape).to(alpha.dtype), None, None
 
 
 def adapted_conv(

@@ -174,7 +174,7 @@ def test_bad_audio_is_refused(audio, says):
 
 
 def test_another_sampling_rate_is_refused():
-    with pytest.raises(ValueError, match="8000 Hz.*takes 16000 Hz.*S2EPipeline"):
+    with pytest.raises(ValueError, match=r"8000 Hz.*takes 16000 Hz.*S2EPipeline"):
         S2EFeatureExtractor()(voice(1.0), sampling_rate=8000)
 
 
