@@ -43,13 +43,17 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _from_module(name: str) -> Callable[[argparse.ArgumentParser], Run]:
-    """A subcommand that lives in a module with `add_arguments(parser)` and `run(args) -> int`."""
+def _from_module(name: str, command: str = "") -> Callable[[argparse.ArgumentParser], Run]:
+    """A subcommand that lives in a module with `add_arguments(parser)` and `run(args) -> int`.
+
+    A module with several has `add_<command>_arguments` and `run_<command>`.
+    """
+    add, run = (f"add_{command}_arguments", f"run_{command}") if command else ("add_arguments", "run")
 
     def define(parser: argparse.ArgumentParser) -> Run:
         module = importlib.import_module(name, package=__package__)
-        module.add_arguments(parser)
-        return module.run
+        getattr(module, add)(parser)
+        return getattr(module, run)
 
     return define
 
@@ -274,6 +278,10 @@ def _first_line(error: BaseException) -> str:
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Run]]] = {
     "predict": ("classify sound files and folders", _predict),
     "info": ("show what a base or adapter repo holds", _info),
+    "card": ("write the cards of repos from their configs and results", _from_module(".cards")),
+    "push": ("publish bases and adapters on the Hub", _from_module(".push")),
+    "pull": ("download a base, or an adapter with its base", _from_module(".hub", "pull")),
+    "adapters": ("list the adapters of a base on the Hub", _from_module(".hub", "adapters")),
 }
 
 if __name__ == "__main__":

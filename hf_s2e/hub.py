@@ -259,12 +259,12 @@ def run_pull(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_list_arguments(parser: argparse.ArgumentParser) -> None:
+def add_adapters_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("base", nargs="?", metavar="BASE", help="Hub id or folder of a base; by default any")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
 
 
-def run_list(args: argparse.Namespace) -> int:
+def run_adapters(args: argparse.Namespace) -> int:
     adapters = list_adapters(args.base)
     if args.json:
         print(json.dumps([asdict(adapter) for adapter in adapters], indent=2, ensure_ascii=False))
