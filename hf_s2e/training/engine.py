@@ -93,11 +93,12 @@ def train(
     resume_from: Path | None = None,
     description: str = "training",
     on_epoch=None,
+    alone: bool = False,
 ) -> list[dict]:
     """Train whatever requires a gradient; returns one row of history an epoch (loss, accuracy, segments per second).
 
     Batch order and augmentation depend on `seed`, epoch and step alone: a run resumed from a checkpoint goes on
-    exactly as if it had not stopped.
+    exactly as if it had not stopped. With `alone`, this process trains a network of its own, whatever the others do.
 
     Raises:
         TrainingError: the loss is not finite, or something frozen has changed.
@@ -108,7 +109,10 @@ def train(
     frozen = _frozen_sha256(model)
     model.to(accelerator.device)
     optimizer = make_optimizer(model, recipe)
-    wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    if alone:  # evaluation mode: mixed precision and compilation as elsewhere, but no DistributedDataParallel
+        wrapped = accelerator.prepare_model(model, evaluation_mode=True)
+    else:
+        wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     scheduler = make_scheduler(optimizer, recipe, len(loader))
     accelerator.register_for_checkpointing(scheduler)
     spectrograms = Spectrograms(task, recipe, accelerator.device)
@@ -139,7 +143,8 @@ class _Run:
         """One optimiser step; the loss and the number of segments recognised, still on the device."""
         seed = (self.seed * 1_000_003 + self.step) * 1009 + self.accelerator.process_index
         augment = Augment(self.recipe, seed, self.accelerator.device)
-        inputs, labels = self.spectrograms(batch["utterance"], batch["start"], augment), batch["labels"]
+        labels = batch["labels"].to(self.accelerator.device)
+        inputs = self.spectrograms(batch["utterance"], batch["start"], augment)
         targets = F.one_hot(labels, self.num_classes).float()
         if self.recipe.mixup:
             inputs, targets = augment.mix(inputs, targets)

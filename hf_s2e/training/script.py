@@ -84,18 +84,39 @@ def run_folder(args: RunArguments) -> Path:
 
 
 def read_corpus(accelerator: Accelerator, args: CorpusArguments):
-    """The corpus as a `datasets.Dataset`, and its audio, decoded once."""
-    from ..corpora import load_corpus
+    """The corpus as a `datasets.Dataset`, and its audio, decoded once.
+
+    Several corpora, `--corpus a,b --data_dir x,y`, are united; speakers of different corpora stay apart.
+
+    Raises:
+        SystemExit: the corpus or a recording cannot be read; the message says why.
+    """
+    from ..audio import AudioError
+    from ..corpora import CorpusError, load_corpus, unite
 
     options = json.loads(args.corpus_options)
     if args.labels:
-        options["labels"] = [label.strip() for label in args.labels.split(",")]
-    with accelerator.main_process_first():
-        dataset = load_corpus(
-            args.corpus, data_dir=args.data_dir, cache_dir=args.cache_dir, strict=not args.not_strict, **options
-        )
-        store = WaveStore.build(dataset, store_folder(args.cache_dir), progress=accelerator.is_main_process)
+        options["labels"] = split_names(args.labels)
+    names, folders = args.corpus.split(","), (args.data_dir or "").split(",")
+    if len(folders) != len(names):
+        raise SystemExit(f"--corpus names {len(names)} corpora, but --data_dir {len(folders)} folders")
+    common = {"cache_dir": args.cache_dir, "strict": not args.not_strict}
+    try:
+        with accelerator.main_process_first():
+            loaded = [
+                load_corpus(name, data_dir=folder or None, **common, **options.get(name, options))
+                for name, folder in zip(names, folders)
+            ]
+            keys = [f"{name}{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+            dataset = loaded[0] if len(names) == 1 else unite(dict(zip(keys, loaded)))
+            store = WaveStore.build(dataset, store_folder(args.cache_dir), progress=accelerator.is_main_process)
+    except (CorpusError, AudioError) as error:
+        raise SystemExit(str(error)) from error
     return dataset, store
+
+
+def split_names(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def store_folder(cache_dir: str | None) -> Path:

@@ -1,0 +1,189 @@
+"""Train the shared network to tell speakers apart; writes a base repo.
+
+    accelerate launch training/pretrain.py --corpus speechocean762 --data_dir DIR --num_speakers 50 --speaker_seed 0 \
+        --adapters --output_dir OUT
+
+The recipe is the paper's for VoxCeleb2 (section IV-B): SGD, 30 epochs, learning rate 0.05 divided by 10 at the 21st
+epoch, weight decay 1e-4. Some utterances of each speaker, and some whole speakers, are left out and recognised
+afterwards: accuracy on the former, equal error rate of verification on the latter.
+"""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from hf_s2e import S2EConfig, S2EForAudioClassification
+from hf_s2e.training.engine import Spectrograms, Task, TrainingError, predict, train
+from hf_s2e.training.recipe import Recipe
+from hf_s2e.training.script import (
+    RunArguments,
+    find_checkpoint,
+    make_accelerator,
+    make_task,
+    parse_arguments,
+    read_corpus,
+    run_folder,
+    write_environment,
+    write_json,
+)
+
+PAPER = {
+    "learning_rate": 0.05,
+    "weight_decay": 1e-4,
+    "lr_drop_epochs": [21],
+    "per_device_train_batch_size": 64,
+    "balance_classes": True,
+}
+TRIALS = 20_000  # pairs of utterances for the equal error rate
+
+
+@dataclass
+class Arguments(RunArguments):
+    adapters: bool = field(default=True, metadata={"help": "with 1x1 adapters, or the plain network"})
+    shortcut: str = "pool"
+    num_speakers: int | None = field(default=None, metadata={"help": "train on so many, drawn by --speaker_seed"})
+    speaker_seed: int = 0
+    min_seconds: float = field(default=20.0, metadata={"help": "leave out speakers with less speech"})
+    held_out_utterances: float = field(default=0.05, metadata={"help": "share of each speaker's utterances"})
+    held_out_speakers: int = field(default=20, metadata={"help": "for the equal error rate"})
+    repo_id: str | None = field(default=None, metadata={"help": "the Hub id under which the base will be published"})
+
+
+@dataclass
+class Split:
+    """Row numbers of the corpus, and the speakers in the order of the classes."""
+
+    speakers: list[str]
+    training: list[int]
+    held_out: list[int]
+    unseen: list[int]
+
+
+def split_corpus(speakers: list[str], seconds: list[float], args: Arguments) -> Split:
+    """Choose speakers by seed; then some of their utterances, and some further speakers, to test on.
+
+    Raises:
+        SystemExit: fewer speakers than asked for have enough speech.
+    """
+    draw, total = random.Random(args.speaker_seed), Counter()
+    for speaker, length in zip(speakers, seconds):
+        total[speaker] += length
+    usable = sorted(speaker for speaker, length in total.items() if length >= args.min_seconds)
+    draw.shuffle(usable)
+    unseen = set(usable[: args.held_out_speakers])
+    usable = usable[args.held_out_speakers :]
+    wanted = args.num_speakers or len(usable)
+    if not 2 <= wanted <= len(usable):
+        raise SystemExit(
+            f"--num_speakers {wanted}: the corpus has {len(usable)} speakers with at least {args.min_seconds} s of "
+            f"speech, {args.held_out_speakers} held out already (--held_out_speakers, --min_seconds)"
+        )
+    chosen = sorted(usable[:wanted])
+    split = Split(chosen, [], [], [i for i, speaker in enumerate(speakers) if speaker in unseen])
+    rows: dict[str, list[int]] = {speaker: [] for speaker in chosen}
+    for i, speaker in enumerate(speakers):
+        if speaker in rows:
+            rows[speaker].append(i)
+    for speaker in chosen:
+        draw.shuffle(rows[speaker])
+        count = round(args.held_out_utterances * len(rows[speaker]))
+        split.held_out += sorted(rows[speaker][:count])
+        split.training += sorted(rows[speaker][count:])
+    return split
+
+
+def new_model(args: Arguments, speakers: list[str]) -> S2EForAudioClassification:
+    config = S2EConfig(
+        adapters=args.adapters,
+        shortcut=args.shortcut,
+        repo_id=args.repo_id,
+        id2label=dict(enumerate(speakers)),
+        label2id={speaker: i for i, speaker in enumerate(speakers)},
+    )
+    return S2EForAudioClassification(config)
+
+
+@torch.inference_mode()
+def equal_error_rate(model, task: Task, speakers: list[str], device: torch.device) -> float:
+    """Verification of unseen speakers by the cosine of utterance embeddings: the error at which misses and false
+    alarms are equal, over random pairs of utterances."""
+    model.eval()
+    spectrograms, embeddings = Spectrograms(task, Recipe(), device), []
+    lengths = task.store.lengths.tolist()
+    for utterance in task.utterances:
+        count = task.front_end.num_segments(lengths[utterance])
+        starts = torch.arange(count) * task.front_end.segment_hop
+        segments = spectrograms(torch.full((count,), utterance), starts)
+        embeddings.append(model.s2e(input_values=segments[None]).embeddings[0].float().cpu())
+    unit = torch.nn.functional.normalize(torch.stack(embeddings) - torch.stack(embeddings).mean(dim=0), dim=1)
+    generator = torch.Generator().manual_seed(0)
+    names = np.asarray([speakers[i] for i in task.utterances])
+    a, b = torch.randint(len(names), (2, TRIALS), generator=generator)
+    same_a, same_b = np.nonzero(names[:, None] == names[None, :])
+    pick = torch.randint(len(same_a), (TRIALS,), generator=generator)
+    a, b = torch.cat([a, torch.as_tensor(same_a)[pick]]), torch.cat([b, torch.as_tensor(same_b)[pick]])
+    different_files = a != b
+    a, b = a[different_files], b[different_files]
+    scores, target = (unit[a] * unit[b]).sum(dim=1).numpy(), names[a] == names[b]
+    order = np.argsort(-scores)
+    misses = 1 - np.cumsum(target[order]) / target.sum()
+    alarms = np.cumsum(~target[order]) / (~target).sum()
+    at = np.argmin(np.abs(misses - alarms))
+    return float((misses[at] + alarms[at]) / 2)
+
+
+def report(model, dataset, store, split: Split, labels: list[int], device: torch.device) -> dict[str, float]:
+    """Accuracy on left-out utterances of the training speakers, equal error rate on left-out speakers."""
+    result = {"speakers": len(split.speakers), "utterances": len(split.training)}
+    result["hours"] = round(float(store.lengths[split.training].sum()) / 16_000 / 3600, 2)
+    if split.held_out:
+        task = Task(store, labels, split.held_out, make_task(dataset, store, [], model.config).front_end)
+        right = predict(model, task, device=device).argmax(axis=1) == np.asarray(labels)[split.held_out]
+        result["held_out_accuracy"], result["held_out_utterances"] = float(right.mean()), len(right)
+    if split.unseen:
+        task = make_task(dataset, store, split.unseen, model.config)
+        result["equal_error_rate"] = equal_error_rate(model, task, list(dataset["speaker"]), device)
+        result["unseen_speakers"] = len({dataset["speaker"][i] for i in split.unseen})
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, recipe = parse_arguments(Arguments, PAPER, argv)
+    accelerator = make_accelerator(args)
+    dataset, store = read_corpus(accelerator, args)
+    split = split_corpus([str(s) for s in dataset["speaker"]], (store.lengths / 16_000).tolist(), args)
+    class_of = {speaker: i for i, speaker in enumerate(split.speakers)}
+    labels = [class_of.get(str(speaker), -1) for speaker in dataset["speaker"]]
+    model = new_model(args, split.speakers)
+    accelerator.print(f"{len(split.speakers)} speakers, {len(split.training)} utterances")
+    write_environment(args, recipe, accelerator)
+    try:
+        history = train(
+            accelerator,
+            model,
+            Task(store, labels, split.training, make_task(dataset, store, [], model.config).front_end),
+            recipe,
+            seed=args.seed,
+            max_train_steps=args.max_train_steps,
+            checkpoint_dir=run_folder(args) / "checkpoints",
+            checkpointing_steps=args.checkpointing_steps,
+            resume_from=find_checkpoint(args),
+            description="speakers",
+        )
+    except TrainingError as error:
+        raise SystemExit(f"training stopped: {error}") from error
+    if accelerator.is_main_process:
+        model.save_pretrained(args.output_dir)
+        result = report(model, dataset, store, split, labels, accelerator.device)
+        write_json(run_folder(args) / "history.json", history)
+        write_json(run_folder(args) / "evaluation.json", result)
+        print(", ".join(f"{name} {value:.4g}" for name, value in result.items()))
+        print(f"written: {args.output_dir}, fingerprint {model.base_fingerprint}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
