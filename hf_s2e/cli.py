@@ -278,6 +278,7 @@ def _first_line(error: BaseException) -> str:
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Run]]] = {
     "predict": ("classify sound files and folders", _predict),
     "info": ("show what a base or adapter repo holds", _info),
+    "audit": ("look for leaks and damage in a corpus", _from_module(".audit")),
     "card": ("write the cards of repos from their configs and results", _from_module(".cards")),
     "push": ("publish bases and adapters on the Hub", _from_module(".push")),
     "pull": ("download a base, or an adapter with its base", _from_module(".hub", "pull")),

@@ -21,7 +21,7 @@ from hf_s2e import pipeline as pipeline_module
 from hf_s2e.audio import AudioError, load_audio
 
 RATE = 16_000
-LABELS = ["anger", "joy", "neutral", "sadness"]
+LABELS = ["anger", "boredom", "fear", "joy", "neutral", "sadness"]
 
 
 def tiny_model(**settings) -> S2EForAudioClassification:
@@ -158,10 +158,10 @@ print(len(chunks), peak() - before)
 
 
 def test_memory_does_not_grow_with_length(tmp_path):
-    minutes = 15  # whose spectrograms would take 288 MB
+    minutes = 10  # whose spectrograms would take 192 MB
     output = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "long.wav"), str(minutes)],
-        capture_output=True, text=True, check=True, timeout=120,
+        capture_output=True, text=True, check=True, timeout=300,
     ).stdout.split()  # fmt: skip
     assert int(output[0]) == minutes * 60 - 1
     assert float(output[1]) < 60, f"{output[1]} MB more than for half a minute"
@@ -353,7 +353,7 @@ def test_the_task_audio_classification_is_left_alone():
         import hf_s2e.pipeline
         assert PIPELINE_REGISTRY.check_task("audio-classification")[1] == before
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=300)
     assert "speech-emotion-recognition" in PIPELINE_REGISTRY.get_supported_tasks()
 
 
