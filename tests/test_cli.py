@@ -195,6 +195,7 @@ def test_info_as_text(repos, capsys):
 
 def test_as_a_program():
     done = subprocess.run(
-        [sys.executable, "-m", "hf_s2e.cli", "--help"], capture_output=True, text=True, check=True, timeout=300
-    )
+        [sys.executable, "-m", "hf_s2e.cli", "--help"],
+        capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
     assert all(name in done.stdout for name in COMMANDS)
