@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 from sklearn.linear_model import LogisticRegression
@@ -67,6 +68,8 @@ def test_broken_links_and_empty_files_are_named(tmp_path):
         corpus = load_corpus("folder", tmp_path / "c", cache_dir=tmp_path / "cache", strict=False)
     assert len(corpus) == 1
     (tmp_path / "c/sad/c.wav").write_bytes(b"RIFF")  # repaired in place: the index follows
+    with pytest.warns(CorpusWarning, match="broken links: 1"):
+        assert len(load_corpus("folder", tmp_path / "c", cache_dir=tmp_path / "cache", strict=False)) == 2
     (tmp_path / "c/sad/b.wav").unlink()
     assert len(load_corpus("folder", tmp_path / "c", cache_dir=tmp_path / "cache")) == 2
 
@@ -154,6 +157,19 @@ def test_damaged_cache_is_built_anew(tmp_path, keep):
     index.write_bytes(content[: keep if keep in (0, 40) else int(len(content) * keep)])
     corpus = load_corpus("folder", folder, cache_dir=cache)
     assert len(corpus) == 300 and corpus[299]["audio"]["path"].endswith("299.wav")
+
+
+def test_cache_cut_between_two_batches_is_built_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_s2e.corpora.base.ROWS_PER_BATCH", 100)
+    folder, cache = tmp_path / "own", tmp_path / "cache"
+    touch(folder, *(f"sad/{n:03d}.wav" for n in range(300)))
+    index = Path(load_corpus("folder", folder, cache_dir=cache).cache_files[0]["filename"])
+    with pa.ipc.open_stream(index.read_bytes()) as stream:
+        first = stream.read_next_batch()
+    assert len(first) < 300
+    with pa.ipc.new_stream(index, first.schema) as stream:
+        stream.write_batch(first)
+    assert len(load_corpus("folder", folder, cache_dir=cache)) == 300
 
 
 def test_missing_index_is_built_anew(tmp_path):
