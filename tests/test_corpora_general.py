@@ -290,3 +290,12 @@ def test_unite_needs_speakers(plant, load):
         unite({"own": corpus})
     with pytest.raises(CorpusError, match="at least one corpus"):
         unite({})
+
+
+def test_extra_columns_do_not_collide_with_the_own_ones(plant, load):
+    folder = plant("a.wav")
+    lines = ["path,emotion,label,split,set,audio,size,room", "a.wav,sad,9,3,dev,x,y,kitchen"]
+    (folder / "list.csv").write_text("\n".join(lines))
+    corpus = load("manifest", folder, label="emotion", split="set")
+    assert labels_of(corpus) == ["sad"] and corpus["split"][:] == ["validation"]
+    assert set(corpus.column_names) == {"audio", "label", "speaker", "room", "split"}

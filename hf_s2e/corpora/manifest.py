@@ -27,7 +27,7 @@ OPTIONS = {
     "speaker_pattern": None,
     **SPEAKER_OPTIONS,
 }
-OWN_COLUMNS = {"audio", "label", "speaker", "path", "size"}  # names that an extra column cannot have
+OWN_COLUMNS = {"audio", "label", "speaker", "split", "path", "size", "place"}  # not for extra columns
 
 
 class Manifest(Corpus):
