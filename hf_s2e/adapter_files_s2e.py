@@ -34,6 +34,8 @@ _BAD_CONFIG = (
     RecursionError,
     StrictDataclassError,
 )
+# What the Hub answers, as transformers words it, and a connection that breaks
+HUB_FAILURES = (OSError, httpx.HTTPError)
 # What git takes as the name of a branch or tag; part of a path in the cache, which it must not leave
 _REVISION = re.compile(r"(?!/)(?!.*\.\.)[^\x00-\x20\x7f~^:?*\[\\]{1,255}")
 _RESERVED_NAMES = frozenset(dir(torch.nn.ModuleDict()))
@@ -159,7 +161,7 @@ def fetch(source: str, filename: str, *, required: bool = True, **hub: Any) -> s
     """
     try:
         path = cached_file(source, filename, _raise_exceptions_for_missing_entries=False, **hub)
-    except (OSError, httpx.HTTPError) as error:  # what the Hub answers, and a connection that breaks
+    except HUB_FAILURES as error:
         raise S2EAdapterError(f"Cannot read {filename} of {source!r}: {_one_line(error)}") from error
     if path is None and required:
         raise S2EAdapterError(
@@ -222,7 +224,7 @@ def find_base(config: Any, source: str, subfolder: str = "") -> dict[str, Any]:
     revision recorded there.
 
     Raises:
-        S2EAdapterError: the config names no base, or none that can be a Hub id.
+        S2EAdapterError: the config names no base, or none that can be a Hub id, or an impossible revision.
     """
     base = config.base_model_name_or_path
     if os.path.isdir(source):
@@ -237,6 +239,7 @@ def find_base(config: Any, source: str, subfolder: str = "") -> dict[str, Any]:
         raise S2EAdapterError(
             f"Adapter {source!r} does not say which base it needs ({_one_line(error)}); pass base_model=BASE."
         ) from error
+    check_revision(config.base_model_revision)
     where = {"pretrained_model_name_or_path": base}
     return where | ({"revision": config.base_model_revision} if config.base_model_revision else {})
 

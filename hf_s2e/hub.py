@@ -38,6 +38,7 @@ from .cards import BASE_WEIGHTS, fingerprint_of, is_adapter
 from .configuration_s2e import S2EConfig
 
 PULLED = ("*.json", "*.safetensors", "*.md", "*.py", "LICENSE")  # no pickle, whatever a repo holds
+_FAILURES = (HfHubHTTPError, EntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError)
 BASE_FILES = ("config.json", "preprocessor_config.json", BASE_WEIGHTS)
 
 
@@ -50,8 +51,11 @@ def asking_the_hub(doing: str):
     """Turn what huggingface_hub raises inside into one line that begins with `doing`."""
     try:
         yield
-    except (HfHubHTTPError, EntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError) as error:
-        raise S2EHubError(f"{doing}: {_reason(error)}") from error
+    except (*_FAILURES, RuntimeError) as error:  # an upload's failure comes wrapped in a RuntimeError
+        failure = error.__cause__ if isinstance(error, RuntimeError) else error
+        if not isinstance(failure, _FAILURES):
+            raise
+        raise S2EHubError(f"{doing}: {_reason(failure)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -69,7 +73,7 @@ def _reason(error: Exception) -> str:
     if status == 403:
         return "the token may not do that: log in with one that may write to this namespace."
     said = " ".join(str(error).split())[:300] or type(error).__name__
-    return f"{said}; try again, what is finished is not sent twice."
+    return f"{said.rstrip('.')}; try again, what is finished is not sent twice."
 
 
 # ---- repos on disk

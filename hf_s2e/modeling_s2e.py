@@ -14,7 +14,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.hub import extract_commit_hash
 
-from .adapter_files_s2e import FETCH_KEYWORDS, S2EAdapterError, fetch, find_base, place_of
+from .adapter_files_s2e import FETCH_KEYWORDS, HUB_FAILURES, S2EAdapterError, fetch, find_base, place_of
 from .adapter_repos_s2e import S2EAdapterReposMixin
 from .configuration_s2e import S2EConfig
 from .feature_extraction_s2e import S2EFeatureExtractor
@@ -340,7 +340,7 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
                     "base_model=BASE."
                 )
             return cls.from_pretrained(**place, config=base_config, **fetching, **options)
-        except OSError as error:
+        except HUB_FAILURES as error:
             raise S2EAdapterError(
                 f"Adapter {source!r} needs the base {base!r} (fingerprint "
                 f"{str(config.base_fingerprint)[:12]}), which cannot be loaded "

@@ -131,6 +131,7 @@ class LocalHub:
         self.corrupt: str | None = None  # file name whose downloads arrive with flipped bytes
         self.down = False
         self.lock = threading.RLock()
+        self.connections: set[socket.socket] = set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads, self._server.hub = True, self
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -142,8 +143,12 @@ class LocalHub:
         return self
 
     def __exit__(self, *_) -> None:
+        """Stop, and end the connections that clients keep: the next Hub may get the same port."""
         self._server.shutdown()
         self._server.server_close()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def fail(self, pattern: str, *, after: int = 0, times: float = float("inf")) -> None:
         """Cut requests whose "METHOD path" matches, after this many bytes of a body."""
@@ -305,6 +310,14 @@ def _entry(path: str, blob: Blob) -> dict:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+
+    def setup(self):
+        super().setup()
+        self.server.hub.connections.add(self.connection)
+
+    def finish(self):
+        self.server.hub.connections.discard(self.connection)
+        super().finish()
 
     def log_message(self, *_):
         pass
