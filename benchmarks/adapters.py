@@ -2,9 +2,9 @@
 
     python benchmarks/adapters.py [--adapters 50]
 
-Everything runs on the CPU, against the Hub on localhost of the tests, so that loading from the cache is measured
-as a server would see it: with the Hub answering (only whether something changed), and offline. The baseline of
-each line is the same job with whole networks in place of adapters, in the same run.
+Everything runs on the CPU, against the Hub on localhost of the tests, so that loading from the cache is
+measured as a server would see it: with the Hub answering (only whether something changed), and offline. The
+baseline of each line is the same job with whole networks in place of adapters, in the same run.
 """
 
 import argparse
