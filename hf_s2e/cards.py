@@ -4,9 +4,11 @@ A card is made from what lies in the repo's folder and from one results file, an
 
 - `config.json` and the weights;
 - `training.json`, written by whoever trained: `{"corpora": [{"name", "speakers", "utterances", "hours"}],
-  "method", "settings": {NAME: VALUE}, "note", "reported", "results"}`, each optional. `results` is the path
-  of the results file, relative to the folder; `reported` is a sentence about numbers not measured here;
-- the `summary.json` that `training/cross_validate.py` writes (percent, standard deviations over runs).
+  "method", "settings": {NAME: VALUE}, "note", "reported", "evaluation", "results"}`, each optional. `results`
+  is the path of the results file, relative to the folder; `evaluation` is what `training/pretrain.py` measured
+  (its evaluation.json); `reported` is a sentence about numbers not measured here;
+- the `summary.json` that `training/cross_validate.py` writes (percent, standard deviations over runs), and the
+  output of `s2e audit --json` in audit.json beside it.
 
 Texts and the table of corpora are in hub_cards/templates/.
 """
@@ -62,13 +64,20 @@ def write_card(
     if results is None and training.get("results"):
         results = folder / training["results"]
     if isinstance(results, (str, os.PathLike)):
-        results = json.loads(Path(results).read_text(encoding="utf-8"))
+        results = _read_results(Path(results))
     card = make_card(folder, config, training, results)
     path = folder / "README.md"
     card.save(path)
     if training:
         write_training(folder, training)
     return path
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    results, audit = json.loads(path.read_text(encoding="utf-8")), path.with_name("audit.json")
+    if audit.is_file():
+        results.setdefault("audit", json.loads(audit.read_text(encoding="utf-8")))
+    return results
 
 
 def find_repos(folder: str | os.PathLike) -> list[Path]:

@@ -170,6 +170,25 @@ def test_model_index_is_the_results(repos):
     assert card.data.eval_results[0].dataset_name == "EmoDB"
 
 
+def test_the_audit_beside_the_results_is_summed_up(repos):
+    file = repos / "summary.json"
+    file.write_text(json.dumps({key: value for key, value in summary().items() if key != "audit"}))
+    assert "Not recorded." in write_card(repos / "s2e-emodb", file).read_text()
+    (repos / "audit.json").write_text(json.dumps({"findings": []}))
+    assert "No findings" in write_card(repos / "s2e-emodb", file).read_text()
+
+
+def test_a_base_shows_what_its_training_measured(repos):
+    facts = {"held_out_accuracy": 0.9876, "held_out_utterances": 1250, "equal_error_rate": 0.0432,
+             "unseen_speakers": 30}  # fmt: skip
+    (repos / "base" / "training.json").write_text(json.dumps({"evaluation": facts}))
+    text = write_card(repos / "base").read_text()
+    assert (
+        "98.8 % of 1,250 held-out utterances" in text and "30 unseen speakers: equal error rate 4.3 %" in text
+    )
+    assert "Not evaluated" not in text
+
+
 def test_changed_results_change_the_card(repos):
     results = summary()
     before = write_card(repos / "s2e-emodb", results).read_text()
