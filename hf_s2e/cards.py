@@ -4,9 +4,9 @@ A card is made from what lies in the repo's folder and from one results file, an
 
 - `config.json` and the weights;
 - `training.json`, written by whoever trained: `{"corpora": [{"name", "speakers", "utterances", "hours"}],
-  "method", "settings": {NAME: VALUE}, "note", "reported", "evaluation", "results"}`, each optional. `results`
-  is the path of the results file, relative to the folder; `evaluation` is what `training/pretrain.py` measured
-  (its evaluation.json); `reported` is a sentence about numbers not measured here;
+  "method", "settings": {NAME: VALUE}, "note", "reported", "evaluation", "results"}`, each optional.
+  `results` is the path of the results file, relative to the folder; `evaluation` is what training/pretrain.py
+  measured (its evaluation.json); `reported` is a sentence about numbers not measured here;
 - the `summary.json` that `training/cross_validate.py` writes (percent, standard deviations over runs), and the
   output of `s2e audit --json` in audit.json beside it.
 
@@ -197,7 +197,7 @@ def _metadata(repo_id: str, config: Any, corpora: list, found: dict | None, *, a
 
 def _license(corpora: list[dict[str, Any]]) -> dict[str, str]:
     """The strictest licence that the training data ask of the weights; none where theirs is unknown."""
-    if any("license" not in corpus for corpus in corpora):
+    if not corpora or any("license" not in corpus for corpus in corpora):
         return {}
     asked = [corpus for corpus in corpora if corpus.get("weights")]
     if not asked:
