@@ -52,6 +52,7 @@ class Spectrograms:
     def __call__(self, utterances: torch.Tensor, starts: torch.Tensor, augment: Augment | None = None) -> torch.Tensor:
         """int64 (n,), int64 (n,) -> float32 (n, bins, frames)"""
         front_end, speed = self.front_end, None
+        utterances, starts = utterances.to(self.device), starts.to(self.device)
         if augment is not None:
             lengths = self.store.lengths[utterances.to(self.store.lengths.device)]
             starts = augment.starts(starts, lengths.to(starts.device), front_end.segment_length)
