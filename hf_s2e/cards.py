@@ -7,8 +7,8 @@ A card is made from what lies in the repo's folder and from one results file, an
   "method", "settings": {NAME: VALUE}, "note", "reported", "evaluation", "results"}`, each optional.
   `results` is the path of the results file, relative to the folder; `evaluation` is what training/pretrain.py
   measured (its evaluation.json); `reported` is a sentence about numbers not measured here;
-- the `summary.json` that `training/cross_validate.py` writes (percent, standard deviations over runs), and the
-  output of `s2e audit --json` in audit.json beside it.
+- the `summary.json` that `training/cross_validate.py` writes (percent, standard deviations over runs), and
+  the output of `s2e audit --json` in audit.json beside it.
 
 Texts and the table of corpora are in hub_cards/templates/.
 """
