@@ -3,8 +3,8 @@
     accelerate launch training/adapt.py --corpus emodb --data_dir DIR --method residual_adapter \
         --model_name_or_path hub_cards/s2e-resnet20-adapter --output_dir OUT
 
-The recipe is the paper's for emotion corpora (section IV-B) unless `--recipe FILE.yaml` or a flag says otherwise.
-With `--eval_speakers 03,08` these speakers are left out of the training and recognised afterwards.
+The recipe is the paper's for emotion corpora (section IV-B) unless `--recipe FILE.yaml` or a flag says
+otherwise. With `--eval_speakers 03,08` these speakers are left out of the training and recognised afterwards.
 """
 
 from dataclasses import dataclass, field
@@ -34,7 +34,9 @@ class Arguments(RunArguments):
     model_name_or_path: str | None = field(default=None, metadata={"help": "the speaker-trained base"})
     model_revision: str | None = None
     adapter_name: str | None = field(default=None, metadata={"help": "by default the corpus' name"})
-    eval_speakers: str | None = field(default=None, metadata={"help": "leave these speakers out and test on them: a,b"})
+    eval_speakers: str | None = field(
+        default=None, metadata={"help": "leave these speakers out and test on them: a,b"}
+    )
     per_device_eval_batch_size: int = 64
 
 
@@ -43,7 +45,9 @@ def split_speakers(dataset, held_out: str | None, max_train: int | None) -> tupl
     speakers = [str(speaker) for speaker in dataset["speaker"]]
     test_speakers = {name.strip() for name in held_out.split(",")} if held_out else set()
     if unknown := test_speakers - set(speakers):
-        raise SystemExit(f"--eval_speakers: the corpus has no {sorted(unknown)}; it has {sorted(set(speakers))}")
+        raise SystemExit(
+            f"--eval_speakers: the corpus has no {sorted(unknown)}; it has {sorted(set(speakers))}"
+        )
     training = [i for i, speaker in enumerate(speakers) if speaker not in test_speakers]
     return training[:max_train], [i for i, speaker in enumerate(speakers) if speaker in test_speakers]
 
@@ -87,7 +91,9 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from error
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    accelerator.print(f"{args.method}: {len(training)} utterances, {len(labels)} classes, {trained:,} parameters trained")
+    accelerator.print(
+        f"{args.method}: {len(training)} utterances, {len(labels)} classes, {trained:,} parameters trained"
+    )
     write_environment(args, recipe, accelerator, trained_parameters=trained, base_fingerprint=None)
     try:
         history = train(

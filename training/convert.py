@@ -2,8 +2,8 @@
 
     python training/convert.py CHECKPOINT.safetensors OUTPUT_DIR --repo_id NAMESPACE/NAME [--labels FILE]
 
-Tensors of the checkpoint: `stem.conv7x7.weight`, `stem.bn.*`, `stage{1..3}.block{1..3}.conv{1,2}.{shared3x3,alpha1x1,
-bn}.*`, `fc.*`. A checkpoint without `alpha1x1` is the plain network. Nothing is changed but the names.
+Tensors of the checkpoint: `stem.conv7x7.weight`, `stem.bn.*`,
+`stage{1..3}.block{1..3}.conv{1,2}.{shared3x3,alpha1x1,bn}.*`, `fc.*`. A checkpoint without `alpha1x1` is the plain network. Nothing is changed but the names.
 """
 
 import argparse
@@ -20,8 +20,14 @@ RENAMES = (  # checkpoint -> base, the first that matches
     (r"stem\.conv7x7\.(.+)", r"s2e.shared.stem.\1"),
     (r"stem\.bn\.(.+)", rf"s2e.domains.{DOMAIN}.stem.bn.\1"),
     (r"stage(\d)\.block(\d)\.(conv\d)\.shared3x3\.(.+)", r"s2e.shared.stages.{stage}.{block}.\3.\4"),
-    (r"stage(\d)\.block(\d)\.(conv\d)\.alpha1x1\.(.+)", rf"s2e.domains.{DOMAIN}.stages.{{stage}}.{{block}}.\3.alpha.\4"),
-    (r"stage(\d)\.block(\d)\.(conv\d)\.bn\.(.+)", rf"s2e.domains.{DOMAIN}.stages.{{stage}}.{{block}}.\3.bn.\4"),
+    (
+        r"stage(\d)\.block(\d)\.(conv\d)\.alpha1x1\.(.+)",
+        rf"s2e.domains.{DOMAIN}.stages.{{stage}}.{{block}}.\3.alpha.\4",
+    ),
+    (
+        r"stage(\d)\.block(\d)\.(conv\d)\.bn\.(.+)",
+        rf"s2e.domains.{DOMAIN}.stages.{{stage}}.{{block}}.\3.bn.\4",
+    ),
     (r"fc\.(.+)", rf"heads.{DOMAIN}.\1"),
 )
 
@@ -34,7 +40,9 @@ def rename(name: str) -> str:
             if "{stage}" in renamed:
                 renamed = renamed.format(stage=int(match[1]) - 1, block=int(match[2]) - 1)
             return renamed
-    raise SystemExit(f"unknown tensor {name!r}: this is not a checkpoint of the kind that {__file__} describes")
+    raise SystemExit(
+        f"unknown tensor {name!r}: this is not a checkpoint of the kind that {__file__} describes"
+    )
 
 
 def convert(checkpoint: Path, labels: list[str] | None, repo_id: str) -> S2EForAudioClassification:
@@ -57,11 +65,15 @@ def convert(checkpoint: Path, labels: list[str] | None, repo_id: str) -> S2EForA
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--repo_id", required=True, help="the Hub id under which the base will be published")
-    parser.add_argument("--labels", type=Path, help="a file with one class name a line, in the order of the logits")
+    parser.add_argument(
+        "--labels", type=Path, help="a file with one class name a line, in the order of the logits"
+    )
     args = parser.parse_args()
     labels = args.labels.read_text(encoding="utf-8").split("\n") if args.labels else None
     model = convert(args.checkpoint, [label for label in labels if label] if labels else None, args.repo_id)

@@ -4,9 +4,9 @@
         --methods plain,fine_tune,residual_adapter --model_name_or_path hub_cards/s2e-resnet20-adapter \
         --plain_model_name_or_path hub_cards/s2e-resnet20-plain --output_dir OUT
 
-Each fold-run is kept in OUT/folds when it is finished, and the processes share them out; started again, the job goes
-on with those that are missing. OUT/settings.json guards the folder: another corpus, protocol, recipe or base is
-refused, further methods and runs are added.
+Each fold-run is kept in OUT/folds when it is finished, and the processes share them out; started again, the
+job goes on with those that are missing. OUT/settings.json guards the folder: another corpus, protocol, recipe
+or base is refused, further methods and runs are added.
 """
 
 import hashlib
@@ -47,13 +47,15 @@ class Arguments(RunArguments):
     runs: int = 5
     model_name_or_path: str | None = field(default=None, metadata={"help": "the base with adapters"})
     plain_model_name_or_path: str | None = field(default=None, metadata={"help": "the plain base"})
-    recipe_name: str | None = field(default=None, metadata={"help": "by default the recipe's file name, or `paper`"})
+    recipe_name: str | None = field(
+        default=None, metadata={"help": "by default the recipe's file name, or `paper`"}
+    )
     per_device_eval_batch_size: int = 128
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training: a method, the folds that share its training part (one, or the two directions of a session)."""
+    """One training: a method, and the folds that share its training part (one, or both of a session)."""
 
     method: str
     folds: tuple[Fold, ...]
@@ -86,7 +88,11 @@ def check_settings(folder: Path, args: Arguments, protocol: Protocol, recipe: Re
         "corpus": args.corpus,
         "protocol": protocol.hash,
         "recipe": asdict(recipe),
-        "bases": {base: fingerprint_of(base) for base in (args.model_name_or_path, args.plain_model_name_or_path) if base},
+        "bases": {
+            base: fingerprint_of(base)
+            for base in (args.model_name_or_path, args.plain_model_name_or_path)
+            if base
+        },
         "seed": args.seed,
         "max_train_steps": args.max_train_steps,
     }
@@ -96,7 +102,9 @@ def check_settings(folder: Path, args: Arguments, protocol: Protocol, recipe: Re
         found = json.loads(file.read_text())
         differing = [key for key in settings if found.get(key) != settings[key]]
         if differing:
-            raise SystemExit(f"{folder} holds results with another {', '.join(differing)}: choose another --output_dir")
+            raise SystemExit(
+                f"{folder} holds results with another {', '.join(differing)}: choose another --output_dir"
+            )
     else:
         write_json(file, settings)
     return settings
@@ -111,7 +119,9 @@ def fingerprint_of(base: str) -> str:
     return hashlib.sha256(f"{model.base_fingerprint}{content}".encode()).hexdigest()
 
 
-def run_job(job: Job, accelerator, dataset, store, protocol: Protocol, args: Arguments, recipe: Recipe) -> tuple:
+def run_job(
+    job: Job, accelerator, dataset, store, protocol: Protocol, args: Arguments, recipe: Recipe
+) -> tuple:
     """Train once, test on each fold's test part: the rows of predictions, and the facts of the training."""
     names = dataset.features["label"].names
     seed = args.seed + 1000 * job.run
@@ -139,7 +149,9 @@ def run_job(job: Job, accelerator, dataset, store, protocol: Protocol, args: Arg
     for fold in job.folds:
         testing = protocol.indices(dataset, fold)[2]
         task = make_task(dataset, store, testing, model.config)
-        posteriors = predict(model, task, device=accelerator.device, batch_size=args.per_device_eval_batch_size)
+        posteriors = predict(
+            model, task, device=accelerator.device, batch_size=args.per_device_eval_batch_size
+        )
         rows.append(prediction_rows(job, fold, dataset, testing, posteriors))
     return pd.concat(rows), facts
 
@@ -169,7 +181,7 @@ def keep(folder: Path, job: Job, rows: pd.DataFrame, facts: dict) -> None:
 
 
 def collect(folder: Path, jobs: list[Job]) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The predictions of every whole run (a method on all folds), and each method's number of trained parameters."""
+    """The predictions of every whole run (a method on all folds), and how many parameters each method trained."""
     runs: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:
         runs.setdefault((job.method, job.run), []).append(job)
@@ -178,7 +190,8 @@ def collect(folder: Path, jobs: list[Job]) -> tuple[pd.DataFrame, dict[str, int]
         raise SystemExit(f"{folder}: no run is finished on all folds yet")
     done = [job for run in whole for job in run]
     trained = {
-        job.method: json.loads((folder / f"{job.name}.json").read_text())["trained_parameters"] for job in done
+        job.method: json.loads((folder / f"{job.name}.json").read_text())["trained_parameters"]
+        for job in done
     }
     return pd.concat([pd.read_parquet(folder / f"{job.name}.parquet") for job in done]), trained
 
@@ -197,7 +210,9 @@ def write_report(folder: Path, predictions: pd.DataFrame, **facts) -> str:
 
         plot_bars(summary, folder / "bars.png")
         for method, row in summary["methods"].items():
-            plot_confusion(row["confusion"], summary["classes"], folder / f"confusion-{method}.png", title=method)
+            plot_confusion(
+                row["confusion"], summary["classes"], folder / f"confusion-{method}.png", title=method
+            )
     except ImportError:
         print("no plots: pip install 'hf-s2e[plots]'")
     return markdown_table(summary)
@@ -212,7 +227,11 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"--methods: unknown {sorted(unknown)}; known are {', '.join(METHODS)}")
     try:
         protocol = make_protocol(
-            args.protocol, dataset, corpus=args.corpus, seed=args.protocol_seed, speaker_disjoint=not args.no_speaker_ids
+            args.protocol,
+            dataset,
+            corpus=args.corpus,
+            seed=args.protocol_seed,
+            speaker_disjoint=not args.no_speaker_ids,
         )
     except ValueError as error:
         raise SystemExit(str(error)) from error
@@ -237,10 +256,16 @@ def main(argv: list[str] | None = None) -> None:
         base = args.model_name_or_path or args.plain_model_name_or_path
         print(
             write_report(
-                folder, predictions, corpus=args.corpus, protocol=protocol, recipe=name, base=base and Path(base).name,
-                classes=dataset.features["label"].names, trained_parameters=trained,
+                folder,
+                predictions,
+                corpus=args.corpus,
+                protocol=protocol,
+                recipe=name,
+                base=base and Path(base).name,
+                classes=dataset.features["label"].names,
+                trained_parameters=trained,
             )
-        )  # fmt: skip
+        )
     accelerator.end_training()
 
 

@@ -1,11 +1,11 @@
 """Train the shared network to tell speakers apart; writes a base repo.
 
-    accelerate launch training/pretrain.py --corpus speechocean762 --data_dir DIR --num_speakers 50 --speaker_seed 0 \
-        --adapters --output_dir OUT
+    accelerate launch training/pretrain.py --corpus speechocean762 --data_dir DIR --num_speakers 50 \
+        --speaker_seed 0 --adapters --output_dir OUT
 
-The recipe is the paper's for VoxCeleb2 (section IV-B): SGD, 30 epochs, learning rate 0.05 divided by 10 at the 21st
-epoch, weight decay 1e-4. Some utterances of each speaker, and some whole speakers, are left out and recognised
-afterwards: accuracy on the former, equal error rate of verification on the latter.
+The recipe is the paper's for VoxCeleb2 (section IV-B): SGD, 30 epochs, learning rate 0.05 divided by 10 at the
+21st epoch, weight decay 1e-4. Some utterances of each speaker, and some whole speakers, are left out and
+recognised afterwards: accuracy on the former, equal error rate of verification on the latter.
 """
 
 import random
@@ -44,12 +44,16 @@ TRIALS = 20_000  # pairs of utterances for the equal error rate
 class Arguments(RunArguments):
     adapters: bool = field(default=True, metadata={"help": "with 1x1 adapters, or the plain network"})
     shortcut: str = "pool"
-    num_speakers: int | None = field(default=None, metadata={"help": "train on so many, drawn by --speaker_seed"})
+    num_speakers: int | None = field(
+        default=None, metadata={"help": "train on so many, drawn by --speaker_seed"}
+    )
     speaker_seed: int = 0
     min_seconds: float = field(default=20.0, metadata={"help": "leave out speakers with less speech"})
     held_out_utterances: float = field(default=0.05, metadata={"help": "share of each speaker's utterances"})
     held_out_speakers: int = field(default=20, metadata={"help": "for the equal error rate"})
-    repo_id: str | None = field(default=None, metadata={"help": "the Hub id under which the base will be published"})
+    repo_id: str | None = field(
+        default=None, metadata={"help": "the Hub id under which the base will be published"}
+    )
 
 
 @dataclass
@@ -78,8 +82,8 @@ def split_corpus(speakers: list[str], seconds: list[float], args: Arguments) -> 
     wanted = args.num_speakers or len(usable)
     if not 2 <= wanted <= len(usable):
         raise SystemExit(
-            f"--num_speakers {wanted}: the corpus has {len(usable)} speakers with at least {args.min_seconds} s of "
-            f"speech, {args.held_out_speakers} held out already (--held_out_speakers, --min_seconds)"
+            f"--num_speakers {wanted}: the corpus has {len(usable)} speakers with at least {args.min_seconds} s "
+            f"of speech, {args.held_out_speakers} held out already (--held_out_speakers, --min_seconds)"
         )
     chosen = sorted(usable[:wanted])
     split = Split(chosen, [], [], [i for i, speaker in enumerate(speakers) if speaker in unseen])
@@ -108,8 +112,8 @@ def new_model(args: Arguments, speakers: list[str]) -> S2EForAudioClassification
 
 @torch.inference_mode()
 def equal_error_rate(model, task: Task, speakers: list[str], device: torch.device) -> float:
-    """Verification of unseen speakers by the cosine of utterance embeddings: the error at which misses and false
-    alarms are equal, over random pairs of utterances."""
+    """Verification of unseen speakers by the cosine of utterance embeddings: the error at which misses and
+    false alarms are equal, over random pairs of utterances."""
     model.eval()
     spectrograms, embeddings = Spectrograms(task, Recipe(), device), []
     lengths = task.store.lengths.tolist()

@@ -63,7 +63,9 @@ class Augment:
                 first = self.uniform(count) * (size - width)
                 position = torch.arange(size, device=self.device)
                 hidden = (position >= first[:, None]) & (position < (first + width)[:, None])
-                spectrograms = spectrograms.masked_fill(hidden[:, :, None] if dim == 1 else hidden[:, None], 0.0)
+                spectrograms = spectrograms.masked_fill(
+                    hidden[:, :, None] if dim == 1 else hidden[:, None], 0.0
+                )
         return spectrograms
 
     def mix(self, spectrograms: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

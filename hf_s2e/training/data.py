@@ -33,10 +33,10 @@ class WaveStore:
 
     @classmethod
     def build(cls, dataset, cache_dir: str | os.PathLike, *, progress: bool = True) -> "WaveStore":
-        """Decode a corpus (column `audio`, `Audio(decode=False)`) into `cache_dir`, or open what is there already.
+        """Decode a corpus (column `audio`, `Audio(decode=False)`) into `cache_dir`, or open what is there.
 
-        The store is keyed by the files' paths, sizes and times, written beside and then renamed: a killed run leaves
-        nothing that a later one would take for whole.
+        The store is keyed by the files' paths, sizes and times, written beside and then renamed: a killed run
+        leaves nothing that a later one would take for whole.
 
         Raises:
             AudioError: a file cannot be read; the message names it.
@@ -65,7 +65,7 @@ class WaveStore:
         return cls(waves, lengths.cumsum(0) - lengths, lengths)
 
     def to(self, device: torch.device) -> "WaveStore":
-        """On the accelerator, where it is small enough; otherwise segments are cut here and sent batch by batch."""
+        """On the accelerator where it is small enough; otherwise segments are cut here, and sent by batches."""
         if device.type == "cpu" or self.waves.numel() * 2 > DEVICE_LIMIT:
             return self
         return WaveStore(self.waves.to(device), self.offsets.to(device), self.lengths.to(device))
@@ -77,8 +77,8 @@ class WaveStore:
 
         Args:
             utterances, starts: int64 (n,); a start may be negative.
-            speed: float (n,); 1.1 plays a piece 10 % faster (linear interpolation: the front end stops at 4 kHz, far
-                below where that would be heard).
+            speed: float (n,); 1.1 plays a piece 10 % faster (linear interpolation: the front end stops at
+                4 kHz, far below where that would be heard).
         """
         device = self.waves.device
         utterances, starts = utterances.to(device), starts.to(device)
@@ -129,7 +129,9 @@ class SegmentDataset(Dataset):
     Reads no audio: [`WaveStore.cut`] does, on the store's device, once a batch is known.
     """
 
-    def __init__(self, store: WaveStore, labels: Sequence[int], utterances: Sequence[int], front_end: S2EFrontEnd):
+    def __init__(
+        self, store: WaveStore, labels: Sequence[int], utterances: Sequence[int], front_end: S2EFrontEnd
+    ):
         lengths = store.lengths.tolist()
         rows = [
             (utterance, segment * front_end.segment_hop)
@@ -158,12 +160,17 @@ class SegmentDataset(Dataset):
 class ShuffledBatches(Sampler):
     """Batches in an order that depends on the seed and the epoch alone, so that a resumed run sees the same.
 
-    The last, incomplete batch of an epoch is left out (batch norm on a handful of segments harms), unless it is the
-    only one. With `balance`, every class gives the same number of segments, drawn with replacement where needed.
+    The last, incomplete batch of an epoch is left out (batch norm on a handful of segments harms), unless it
+    is the only one. With `balance`, every class gives the same number of segments, drawn with replacement.
     """
 
     def __init__(self, labels: torch.Tensor, batch_size: int, seed: int, *, balance: bool = False):
-        self.labels, self.batch_size, self.seed, self.balance = labels, min(batch_size, len(labels)), seed, balance
+        self.labels, self.batch_size, self.seed, self.balance = (
+            labels,
+            min(batch_size, len(labels)),
+            seed,
+            balance,
+        )
         self.epoch, self.drop_last = 0, True
 
     def set_epoch(self, epoch: int) -> None:

@@ -41,7 +41,7 @@ class Task:
 
 
 class Spectrograms:
-    """Batches of segments -> spectrograms, on the store's or the accelerator's device, augmented where asked."""
+    """Batches of segments -> spectrograms, on the accelerator or where the store is, augmented where asked."""
 
     def __init__(self, task: Task, recipe: Recipe, device: torch.device):
         self.front_end, self.recipe, self.device = task.front_end, recipe, device
@@ -49,7 +49,9 @@ class Spectrograms:
         self.peaks = _peaks(task, self.store, device)
 
     @torch.no_grad()
-    def __call__(self, utterances: torch.Tensor, starts: torch.Tensor, augment: Augment | None = None) -> torch.Tensor:
+    def __call__(
+        self, utterances: torch.Tensor, starts: torch.Tensor, augment: Augment | None = None
+    ) -> torch.Tensor:
         """int64 (n,), int64 (n,) -> float32 (n, bins, frames)"""
         front_end, speed = self.front_end, None
         utterances, starts = utterances.to(self.device), starts.to(self.device)
@@ -96,16 +98,19 @@ def train(
     on_epoch=None,
     alone: bool = False,
 ) -> list[dict]:
-    """Train whatever requires a gradient; returns one row of history an epoch (loss, accuracy, segments per second).
+    """Train whatever requires a gradient; returns one row an epoch (loss, accuracy, segments per second).
 
-    Batch order and augmentation depend on `seed`, epoch and step alone: a run resumed from a checkpoint goes on
-    exactly as if it had not stopped. With `alone`, this process trains a network of its own, whatever the others do.
+    Batch order and augmentation depend on `seed`, epoch and step alone: a run resumed from a checkpoint goes
+    on exactly as if it had not stopped. With `alone`, this process trains a network of its own, whatever the
+    others do.
 
     Raises:
         TrainingError: the loss is not finite, or something frozen has changed.
     """
     data = SegmentDataset(task.store, task.labels, task.utterances, task.front_end)
-    sampler = ShuffledBatches(data.labels, recipe.per_device_train_batch_size, seed, balance=recipe.balance_classes)
+    sampler = ShuffledBatches(
+        data.labels, recipe.per_device_train_batch_size, seed, balance=recipe.balance_classes
+    )
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
     frozen = _frozen_sha256(model)
     model.to(accelerator.device)
@@ -164,12 +169,18 @@ class _Run:
         return self.accelerator.unwrap_model(self.model).config.num_labels
 
 
-def _loop(run: _Run, loader, sampler, total: int, checkpoints: "_Checkpoints", description: str, on_epoch) -> list[dict]:
+def _loop(
+    run: _Run, loader, sampler, total: int, checkpoints: "_Checkpoints", description: str, on_epoch
+) -> list[dict]:
     from tqdm import tqdm
 
     history: list[dict] = []
     bar = tqdm(
-        total=total, initial=run.step, desc=description, unit="step", disable=not run.accelerator.is_main_process
+        total=total,
+        initial=run.step,
+        desc=description,
+        unit="step",
+        disable=not run.accelerator.is_main_process,
     )
     model = run.accelerator.unwrap_model(run.model)
     while run.step < total:
@@ -187,7 +198,9 @@ def _loop(run: _Run, loader, sampler, total: int, checkpoints: "_Checkpoints", d
             if run.step == total:
                 break
         meter.check(run.step, checkpoints)
-        history.append({"epoch": epoch + 1, "step": run.step, "lr": run.optimizer.param_groups[0]["lr"], **meter.row()})
+        history.append(
+            {"epoch": epoch + 1, "step": run.step, "lr": run.optimizer.param_groups[0]["lr"], **meter.row()}
+        )
         if on_epoch is not None:
             on_epoch(history[-1])
     bar.close()
@@ -217,8 +230,8 @@ class _Meter:
         row = self.row()
         if not math.isfinite(row["loss"]):
             raise TrainingError(
-                f"The loss is {row['loss']} by step {step}: lower the learning rate or look for damaged audio "
-                f"(s2e audit). {checkpoints.last_good()}"
+                f"The loss is {row['loss']} by step {step}: lower the learning rate or look for damaged "
+                f"audio (s2e audit). {checkpoints.last_good()}"
             )
         self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['segments_per_second']:.0f} segments/s")
 
@@ -250,7 +263,9 @@ class _Checkpoints:
         try:
             self.accelerator.save_state(str(partial))
         except OSError as error:
-            raise TrainingError(f"The checkpoint of step {step} cannot be written ({error}). {self.last_good()}") from error
+            raise TrainingError(
+                f"The checkpoint of step {step} cannot be written ({error}). {self.last_good()}"
+            ) from error
         if self.accelerator.is_main_process:
             (partial / STATE_FILE).write_text(json.dumps({"step": step}))
             shutil.rmtree(target, ignore_errors=True)
@@ -270,11 +285,13 @@ class _Checkpoints:
 
 def finished_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in Path(folder).glob(f"step_*/{STATE_FILE}") if path.parent.suffix != ".part")
+    return sorted(
+        path.parent for path in Path(folder).glob(f"step_*/{STATE_FILE}") if path.parent.suffix != ".part"
+    )
 
 
 def _frozen_sha256(model: torch.nn.Module) -> str:
-    """Over everything that training must leave alone: frozen parameters, and the statistics of frozen batch norms."""
+    """Over all that training must leave alone: frozen parameters, and the statistics of frozen batch norms."""
     learning = {name.rsplit(".", 1)[0] for name, p in model.named_parameters() if p.requires_grad}
     frozen = {name: t for name, t in model.state_dict().items() if name.rsplit(".", 1)[0] not in learning}
     return tensors_sha256(frozen)
@@ -296,10 +313,14 @@ def predict(
     data = SegmentDataset(task.store, task.labels, task.utterances, task.front_end)
     spectrograms = Spectrograms(task, Recipe(), device)
     rows = []
-    for batch in tqdm(DataLoader(data, batch_size, collate_fn=lambda b: b), desc="predicting", disable=not progress):
+    for batch in tqdm(
+        DataLoader(data, batch_size, collate_fn=lambda b: b), desc="predicting", disable=not progress
+    ):
         rows.append(model(input_values=spectrograms(batch["utterance"], batch["start"])).logits.float().cpu())
     log_posteriors, of = torch.cat(rows), data.utterances
-    whole = [_whole(log_posteriors[of == utterance], model.config.aggregation) for utterance in task.utterances]
+    whole = [
+        _whole(log_posteriors[of == utterance], model.config.aggregation) for utterance in task.utterances
+    ]
     return torch.cat(whole).exp().numpy()
 
 

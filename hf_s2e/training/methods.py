@@ -11,8 +11,8 @@ from .recipe import Recipe
 @dataclass(frozen=True)
 class Method:
     """
-    base: "plain" or "adapter", the kind of speaker-trained network it starts from; `from_scratch` only takes the
-        front end from it.
+    base: "plain" or "adapter", the kind of speaker-trained network it starts from; `from_scratch` only takes
+        the front end from it.
     parts: what is trained: "shared" (the 7x7 and 3x3 filters), "alpha", "bn", "fc".
     adapter_init: where alpha starts; None leaves it to the recipe.
     """

@@ -14,8 +14,8 @@ SCHEDULES = ("step", "cosine")
 class Recipe:
     """Optimiser, schedule and augmentation.
 
-    The paper fixes SGD with Nesterov momentum 0.9, 30 epochs, learning rate 0.01 divided by 10 at the 11th and 21st
-    epoch and cross entropy for emotion corpora; the rest is off by default.
+    The paper fixes SGD with Nesterov momentum 0.9, 30 epochs, learning rate 0.01 divided by 10 at the 11th
+    and 21st epoch and cross entropy for emotion corpora; the rest is off by default.
     """
 
     num_train_epochs: int = 30
@@ -53,7 +53,9 @@ class Recipe:
 
     def __post_init__(self):
         if self.lr_scheduler_type not in SCHEDULES:
-            raise ValueError(f"lr_scheduler_type is {self.lr_scheduler_type!r}, but must be one of {SCHEDULES}.")
+            raise ValueError(
+                f"lr_scheduler_type is {self.lr_scheduler_type!r}, but must be one of {SCHEDULES}."
+            )
         if self.num_train_epochs < 1 or self.per_device_train_batch_size < 1:
             raise ValueError("num_train_epochs and per_device_train_batch_size must be at least 1.")
 

@@ -24,12 +24,18 @@ from .recipe import Recipe, read_recipe
 class CorpusArguments:
     """The corpus, and where it is."""
 
-    corpus: str = field(default="folder", metadata={"help": "a name of hf_s2e.corpora, e.g. emodb, folder, hub"})
+    corpus: str = field(
+        default="folder", metadata={"help": "a name of hf_s2e.corpora, e.g. emodb, folder, hub"}
+    )
     data_dir: str | None = field(default=None, metadata={"help": "where its recordings are"})
     labels: str | None = field(default=None, metadata={"help": "keep only these classes: a,b,c"})
     corpus_options: str = field(default="{}", metadata={"help": "further options of load_corpus, as JSON"})
-    cache_dir: str | None = field(default=None, metadata={"help": "for the corpus index and the decoded audio"})
-    not_strict: bool = field(default=False, metadata={"help": "an incomplete corpus is a warning, not an error"})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "for the corpus index and the decoded audio"}
+    )
+    not_strict: bool = field(
+        default=False, metadata={"help": "an incomplete corpus is a warning, not an error"}
+    )
 
 
 @dataclass
@@ -42,8 +48,12 @@ class RunArguments(CorpusArguments):
     max_train_steps: int | None = field(default=None, metadata={"help": "stop after so many optimiser steps"})
     max_train_samples: int | None = field(default=None, metadata={"help": "train on so many utterances only"})
     gradient_accumulation_steps: int = 1
-    checkpointing_steps: int | None = field(default=None, metadata={"help": "keep a checkpoint every N steps"})
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "a checkpoint's folder, or `latest`"})
+    checkpointing_steps: int | None = field(
+        default=None, metadata={"help": "keep a checkpoint every N steps"}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "a checkpoint's folder, or `latest`"}
+    )
     with_tracking: bool = False
     report_to: str = field(default="tensorboard", metadata={"help": "tensorboard or trackio"})
     push_to_hub: bool = False
@@ -52,9 +62,11 @@ class RunArguments(CorpusArguments):
     hub_private_repo: bool = False
 
 
-def parse_arguments(arguments: type, recipe: dict[str, Any], argv: Sequence[str] | None = None) -> tuple[Any, Recipe]:
-    """The script's arguments and its recipe: `recipe` are the script's own defaults, then the YAML file's settings,
-    then what the command line says."""
+def parse_arguments(
+    arguments: type, recipe: dict[str, Any], argv: Sequence[str] | None = None
+) -> tuple[Any, Recipe]:
+    """The script's arguments and its recipe: `recipe` are the script's own defaults, then come the YAML
+    file's settings, then what the command line says."""
     parser = HfArgumentParser((arguments, Recipe), allow_abbrev=False)
     parser.set_defaults(**recipe)
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -69,11 +81,14 @@ def parse_arguments(arguments: type, recipe: dict[str, Any], argv: Sequence[str]
 
 def make_accelerator(args: RunArguments) -> Accelerator:
     """The accelerator, with seeds set and trackers started; says where it runs."""
-    tracking = {"log_with": args.report_to, "project_dir": str(run_folder(args))} if args.with_tracking else {}
+    tracking = (
+        {"log_with": args.report_to, "project_dir": str(run_folder(args))} if args.with_tracking else {}
+    )
     accelerator = Accelerator(gradient_accumulation_steps=args.gradient_accumulation_steps, **tracking)
     set_seed(args.seed)
     accelerator.print(
-        f"{accelerator.num_processes} process(es) on {accelerator.device}, mixed precision {accelerator.mixed_precision}"
+        f"{accelerator.num_processes} process(es) on {accelerator.device}, "
+        f"mixed precision {accelerator.mixed_precision}"
     )
     return accelerator
 
@@ -109,7 +124,9 @@ def read_corpus(accelerator: Accelerator, args: CorpusArguments):
             ]
             keys = [f"{name}{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
             dataset = loaded[0] if len(names) == 1 else unite(dict(zip(keys, loaded)))
-            store = WaveStore.build(dataset, store_folder(args.cache_dir), progress=accelerator.is_main_process)
+            store = WaveStore.build(
+                dataset, store_folder(args.cache_dir), progress=accelerator.is_main_process
+            )
     except (CorpusError, AudioError) as error:
         raise SystemExit(str(error)) from error
     return dataset, store
