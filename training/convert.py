@@ -3,7 +3,8 @@
     python training/convert.py CHECKPOINT.safetensors OUTPUT_DIR --repo_id NAMESPACE/NAME [--labels FILE]
 
 Tensors of the checkpoint: `stem.conv7x7.weight`, `stem.bn.*`,
-`stage{1..3}.block{1..3}.conv{1,2}.{shared3x3,alpha1x1,bn}.*`, `fc.*`. A checkpoint without `alpha1x1` is the plain network. Nothing is changed but the names.
+`stage{1..3}.block{1..3}.conv{1,2}.{shared3x3,alpha1x1,bn}.*`, `fc.*`. A checkpoint without `alpha1x1` is the
+plain network. Nothing is changed but the names.
 """
 
 import argparse

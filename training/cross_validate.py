@@ -181,7 +181,7 @@ def keep(folder: Path, job: Job, rows: pd.DataFrame, facts: dict) -> None:
 
 
 def collect(folder: Path, jobs: list[Job]) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The predictions of every whole run (a method on all folds), and how many parameters each method trained."""
+    """The predictions of every whole run (a method on all folds), and the number of trained parameters."""
     runs: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:
         runs.setdefault((job.method, job.run), []).append(job)

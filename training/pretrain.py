@@ -3,8 +3,8 @@
     accelerate launch training/pretrain.py --corpus speechocean762 --data_dir DIR --num_speakers 50 \
         --speaker_seed 0 --adapters --output_dir OUT
 
-The recipe is the paper's for VoxCeleb2 (section IV-B): SGD, 30 epochs, learning rate 0.05 divided by 10 at the
-21st epoch, weight decay 1e-4. Some utterances of each speaker, and some whole speakers, are left out and
+The recipe is the paper's for VoxCeleb2 (section IV-B): SGD, 30 epochs, learning rate 0.05 divided by 10 at
+the 21st epoch, weight decay 1e-4. Some utterances of each speaker, and some whole speakers, are left out and
 recognised afterwards: accuracy on the former, equal error rate of verification on the latter.
 """
 
@@ -82,8 +82,8 @@ def split_corpus(speakers: list[str], seconds: list[float], args: Arguments) -> 
     wanted = args.num_speakers or len(usable)
     if not 2 <= wanted <= len(usable):
         raise SystemExit(
-            f"--num_speakers {wanted}: the corpus has {len(usable)} speakers with at least {args.min_seconds} s "
-            f"of speech, {args.held_out_speakers} held out already (--held_out_speakers, --min_seconds)"
+            f"--num_speakers {wanted}: the corpus has {len(usable)} speakers with at least {args.min_seconds}"
+            f" s of speech, {args.held_out_speakers} held out already (--held_out_speakers, --min_seconds)"
         )
     chosen = sorted(usable[:wanted])
     split = Split(chosen, [], [], [i for i, speaker in enumerate(speakers) if speaker in unseen])

@@ -65,7 +65,7 @@ class WaveStore:
         return cls(waves, lengths.cumsum(0) - lengths, lengths)
 
     def to(self, device: torch.device) -> "WaveStore":
-        """On the accelerator where it is small enough; otherwise segments are cut here, and sent by batches."""
+        """On the accelerator where it is small enough; otherwise segments are cut here and sent."""
         if device.type == "cpu" or self.waves.numel() * 2 > DEVICE_LIMIT:
             return self
         return WaveStore(self.waves.to(device), self.offsets.to(device), self.lengths.to(device))

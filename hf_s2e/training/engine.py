@@ -41,7 +41,7 @@ class Task:
 
 
 class Spectrograms:
-    """Batches of segments -> spectrograms, on the accelerator or where the store is, augmented where asked."""
+    """Batches of segments -> spectrograms, on the accelerator or where the audio is, augmented if asked."""
 
     def __init__(self, task: Task, recipe: Recipe, device: torch.device):
         self.front_end, self.recipe, self.device = task.front_end, recipe, device
@@ -291,7 +291,7 @@ def finished_checkpoints(folder: Path) -> list[Path]:
 
 
 def _frozen_sha256(model: torch.nn.Module) -> str:
-    """Over all that training must leave alone: frozen parameters, and the statistics of frozen batch norms."""
+    """All that training must leave alone: frozen parameters, and the statistics of frozen batch norms."""
     learning = {name.rsplit(".", 1)[0] for name, p in model.named_parameters() if p.requires_grad}
     frozen = {name: t for name, t in model.state_dict().items() if name.rsplit(".", 1)[0] not in learning}
     return tensors_sha256(frozen)
