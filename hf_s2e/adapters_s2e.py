@@ -116,15 +116,16 @@ class S2EAdapterMixin:
         unknown = set(parts) - set(ADAPTER_PARTS)
         if unknown or not parts:
             raise S2EAdapterError(f"parts is {tuple(parts)!r}, but must be some of {ADAPTER_PARTS}.")
-        self.set_adapter(adapter_name)
+        name = self._known_domain(adapter_name)
+        self.set_adapter(name)
         self.requires_grad_(False)
-        for module in self.base_model.domains[adapter_name].modules():
+        for module in self.base_model.domains[name].modules():
             if isinstance(module, nn.Conv2d):
                 module.requires_grad_("alpha" in parts)
             elif isinstance(module, nn.BatchNorm2d):
                 module.requires_grad_("bn" in parts)
         if hasattr(self, "heads"):
-            self.heads[adapter_name].requires_grad_("fc" in parts)
+            self.heads[name].requires_grad_("fc" in parts)
         self.train()
 
     def set_adapter(self, adapter_name: str | Sequence[str], **kwargs) -> None:
@@ -166,8 +167,7 @@ class S2EAdapterMixin:
                 del self.heads[name]
 
     def replace_base_domain(self, name: str, labels: Sequence[str]) -> None:
-        """Give the network itself another task: the base domain gets this name, these labels and a new
-        classifier.
+        """Give the network itself another task: a base domain of this name, with a new classifier.
 
         Alpha and batch norm stay. This is how a plain network is fine-tuned: it becomes another base, so
         adapters must be deleted first, and it forgets where it came from.
