@@ -13,6 +13,10 @@ DATA_DIR ?=
 .PHONY: install demo test lint
 install: .venv/installed
 
+# The whole job once; make demo CORPUS=emodb DATA_DIR=... for real speech
+demo: install
+	$(BIN)/python training/demo.py --corpus $(CORPUS) $(if $(DATA_DIR),--data_dir $(DATA_DIR))
+
 test: install
 	$(BIN)/python -m pytest
 
