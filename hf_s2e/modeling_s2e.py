@@ -486,7 +486,7 @@ class S2EForAudioClassification(S2EPreTrainedModel):
         scores = self.heads[domain](embedded).float()
         embedded = _scatter(embedded, mask)
         return S2EClassifierOutput(
-            logits=_aggregate(F.log_softmax(scores, dim=-1), mask, self.config.aggregation),
+            logits=aggregate_segments(F.log_softmax(scores, dim=-1), mask, self.config.aggregation),
             segment_logits=_scatter(scores, mask),
             embeddings=embedded.sum(dim=1) / mask.sum(dim=1, keepdim=True),
         )
@@ -552,8 +552,13 @@ def _scatter(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return dense
 
 
-def _aggregate(log_posteriors: torch.Tensor, mask: torch.Tensor, aggregation: str) -> torch.Tensor:
-    """Log posteriors of the valid segments (n, classes) -> of the utterances (batch, classes)."""
+def aggregate_segments(log_posteriors: torch.Tensor, mask: torch.Tensor, aggregation: str) -> torch.Tensor:
+    """Log posteriors of the valid segments (n, classes) -> of the utterances (batch, classes).
+
+    Args:
+        mask: bool (batch, segments), where the n segments belong.
+        aggregation: `S2EConfig.aggregation`.
+    """
     if mask.shape[1] == 1:
         return log_posteriors
     count = mask.sum(dim=1, keepdim=True)

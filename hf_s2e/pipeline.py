@@ -15,8 +15,7 @@ from transformers.utils import logging
 
 from .audio import AudioError, describe, load_audio, read_blocks, rereadable
 from .feature_extraction_s2e import S2EFeatureExtractor, S2EFrontEnd
-from .modeling_s2e import S2EClassifierOutput
-from .modeling_s2e import _aggregate as aggregate
+from .modeling_s2e import S2EClassifierOutput, aggregate_segments
 
 logger = logging.get_logger(__name__)
 
@@ -196,7 +195,9 @@ class S2EPipeline(AudioClassificationPipeline):
         """The logits of all segments of one sound to what the model returns for a batch of it alone."""
         segment_logits = torch.frombuffer(logits, dtype=torch.float32).view(-1, self.model.config.num_labels)
         mask = torch.ones(1, len(segment_logits), dtype=torch.bool)
-        posterior = aggregate(F.log_softmax(segment_logits, dim=-1), mask, self.model.config.aggregation)
+        posterior = aggregate_segments(
+            F.log_softmax(segment_logits, dim=-1), mask, self.model.config.aggregation
+        )
         return S2EClassifierOutput(logits=posterior, segment_logits=segment_logits[None])
 
     def _segments(self, source, sampling_rate=None) -> Iterator[tuple[torch.Tensor, int]]:
