@@ -149,7 +149,7 @@ def _check_header(file: Any, expected: Mapping[str, tuple[int, ...]], source: st
 
 
 def _first(names: list[str], count: int = 3) -> str:
-    shown = ", ".join(names[:count]) or "none"
+    shown = ", ".join(name[:80] for name in names[:count]) or "none"
     return shown + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
