@@ -9,7 +9,6 @@ job goes on with those that are missing. OUT/settings.json guards the folder: an
 or base is refused, further methods and runs are added.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ import numpy as np
 import pandas as pd
 from accelerate.utils import set_seed
 
+from hf_s2e import S2EForAudioClassification
+from hf_s2e.adapter_files_s2e import tensors_sha256
 from hf_s2e.protocols import Fold, Protocol, make_protocol
 from hf_s2e.reports import latex_table, markdown_table, summarize
 from hf_s2e.training.engine import TrainingError, predict, train
@@ -111,12 +112,8 @@ def check_settings(folder: Path, args: Arguments, protocol: Protocol, recipe: Re
 
 
 def fingerprint_of(base: str) -> str:
-    from hf_s2e import S2EForAudioClassification
-
-    model = S2EForAudioClassification.from_pretrained(base)
-    # the batch norms and alpha of the speaker domain matter too where a domain starts from them
-    content = "".join(f"{name}{tensor.sum().item():.8e}" for name, tensor in model.state_dict().items())
-    return hashlib.sha256(f"{model.base_fingerprint}{content}".encode()).hexdigest()
+    """Of the whole network: alpha and batch norms of the speaker domain matter too, a new domain starts from them."""
+    return tensors_sha256(S2EForAudioClassification.from_pretrained(base).state_dict())
 
 
 def run_job(
