@@ -132,14 +132,14 @@ class SegmentDataset(Dataset):
     def __init__(
         self, store: WaveStore, labels: Sequence[int], utterances: Sequence[int], front_end: S2EFrontEnd
     ):
-        lengths = store.lengths.tolist()
-        rows = [
-            (utterance, segment * front_end.segment_hop)
-            for utterance in utterances
-            for segment in range(front_end.num_segments(lengths[utterance]))
-        ]
-        table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
-        self.utterances, self.starts = table[:, 0], table[:, 1]
+        utterances = torch.as_tensor(utterances, dtype=torch.int64)
+        lengths = store.lengths[utterances].tolist()
+        # how many segments each of the utterances has, in their order
+        self.counts = torch.tensor([front_end.num_segments(length) for length in lengths], dtype=torch.int64)
+        first = self.counts.cumsum(0) - self.counts
+        number = torch.arange(int(self.counts.sum())) - first.repeat_interleave(self.counts)
+        self.utterances = utterances.repeat_interleave(self.counts)
+        self.starts = number * front_end.segment_hop
         self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))[self.utterances]
 
     def __len__(self) -> int:
@@ -171,10 +171,9 @@ class ShuffledBatches(Sampler):
             seed,
             balance,
         )
-        self.epoch, self.drop_last = 0, True
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        # no set_epoch(): accelerate's loader would call it with a count of its own, 0 after a resumption
+        self.epoch = 0
+        self.drop_last = True
 
     def __len__(self) -> int:
         return len(self.labels) // self.batch_size

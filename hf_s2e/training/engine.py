@@ -1,13 +1,9 @@
 """The training loop, shared by speaker and emotion training, and prediction over whole utterances."""
 
 import ctypes
-import json
-import math
-import os
 import platform
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +17,11 @@ from ..feature_extraction_s2e import S2EFrontEnd
 from ..modeling_s2e import S2EForAudioClassification, aggregate_segments
 from .augment import Augment
 from .data import SegmentDataset, ShuffledBatches, WaveStore
+from .progress import Checkpoints, Meter, TrainingError
 from .recipe import Recipe, make_optimizer, make_scheduler
 
 LOSS_CHECK_STEPS = 20  # reading the loss stalls an accelerator: not at every step
-KEPT_CHECKPOINTS = 2
-STATE_FILE = "progress.json"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the last good checkpoint is where the message says."""
 
 
 @dataclass
@@ -80,8 +71,8 @@ def _peaks(task: Task, store: WaveStore, device: torch.device) -> torch.Tensor |
         return None
     peaks = torch.zeros(len(store.lengths), device=device)
     zero = torch.zeros(1, dtype=torch.int64)
-    for utterance, length in enumerate(store.lengths.tolist()):
-        wave = store.cut(torch.tensor([utterance]), zero, length)[0]
+    for utterance in set(task.utterances):
+        wave = store.cut(torch.tensor([utterance]), zero, int(store.lengths[utterance]))[0]
         peaks[utterance] = task.front_end.peak(wave.to(device))
     return peaks
 
@@ -111,6 +102,8 @@ def train(
         TrainingError: the loss is not finite, or something frozen has changed.
     """
     data = SegmentDataset(task.store, task.labels, task.utterances, task.front_end)
+    if not len(data):
+        raise TrainingError("There is nothing to train on: no utterance is left.")
     sampler = ShuffledBatches(
         data.labels, recipe.per_device_train_batch_size, seed, balance=recipe.balance_classes
     )
@@ -122,19 +115,31 @@ def train(
     optimizer = make_optimizer(model, recipe)
     if alone:  # evaluation mode: mixed precision and compilation as elsewhere, but no DistributedDataParallel
         wrapped = accelerator.prepare_model(model, evaluation_mode=True)
+        optimizer = accelerator.prepare_optimizer(optimizer)
     else:
         wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    if not len(loader):
+        raise TrainingError(
+            f"{len(data)} segments make no batch of {sampler.batch_size} for each of the "
+            f"{accelerator.num_processes} processes: lower --per_device_train_batch_size."
+        )
     scheduler = make_scheduler(optimizer, recipe, len(loader))
-    accelerator.register_for_checkpointing(scheduler)
+    if checkpoint_dir is not None:
+        accelerator.register_for_checkpointing(scheduler)
     spectrograms = Spectrograms(task, recipe, accelerator.device)
     total = recipe.num_train_epochs * len(loader)
     total = total if max_train_steps is None else min(total, max_train_steps)
     run = _Run(accelerator, wrapped, optimizer, scheduler, spectrograms, recipe, seed)
-    checkpoints = _Checkpoints(accelerator, checkpoint_dir, checkpointing_steps)
-    run.step = 0 if resume_from is None else checkpoints.load(resume_from)
-    history = _loop(run, loader, sampler, total, checkpoints, description, on_epoch)
+    settings = {**asdict(recipe), "seed": seed, "segments": len(data), "frozen filters": frozen}
+    settings["processes"] = accelerator.num_processes
+    checkpoints = Checkpoints(accelerator, checkpoint_dir, checkpointing_steps, settings)
+    done = {} if resume_from is None else checkpoints.load(resume_from)
+    run.step = done.get("step", 0)
+    history = _loop(run, loader, sampler, total, checkpoints, description, done, on_epoch, alone)
     if _frozen_sha256(model) != frozen:
         raise TrainingError("A frozen tensor changed during training: this result must not be used.")
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # answer in full precision, as at the user's
+    del run, wrapped, optimizer, scheduler, loader, checkpoints  # DDP must be gone before the processes part
     accelerator.free_memory()
     return history
 
@@ -175,11 +180,20 @@ class _Run:
 
 
 def _loop(
-    run: _Run, loader, sampler, total: int, checkpoints: "_Checkpoints", description: str, on_epoch
+    run: _Run,
+    loader,
+    sampler: ShuffledBatches,
+    total: int,
+    checkpoints: Checkpoints,
+    description: str,
+    done: dict,
+    on_epoch,
+    alone: bool,
 ) -> list[dict]:
+    """Train until `total` steps; `done` is what a checkpoint says of those before."""
     from tqdm import tqdm
 
-    history: list[dict] = []
+    history: list[dict] = done.get("history", [])
     bar = tqdm(
         total=total,
         initial=run.step,
@@ -187,117 +201,36 @@ def _loop(
         unit="step",
         disable=not run.accelerator.is_main_process,
     )
-    model = run.accelerator.unwrap_model(run.model)
+    model, before = run.accelerator.unwrap_model(run.model), done.get("totals")
     while run.step < total:
         model.train()  # on_epoch may have evaluated
-        epoch, done = divmod(run.step, len(loader))
-        sampler.set_epoch(epoch)
-        meter = _Meter(bar)
-        for batch in skip_first_batches(loader, done) if done else loader:
-            loss, right = run.train_step(batch)
-            meter.update(loss, right, len(batch["labels"]))
+        sampler.epoch, batches_done = divmod(run.step, len(loader))
+        rate = run.scheduler.base_lrs[0] * run.scheduler.lr_lambdas[0](run.step - batches_done)
+        meter, before = Meter(bar, run.accelerator, alone, before), None
+        for batch in skip_first_batches(loader, batches_done) if batches_done else loader:
+            meter.update(*run.train_step(batch), len(batch["labels"]))
             bar.update()
-            if run.step % LOSS_CHECK_STEPS == 0 or run.step == total:
-                meter.check(run.step, checkpoints)
-            checkpoints.maybe_save(run.step, meter)
+            whole_epoch = run.step % len(loader) == 0
+            last = whole_epoch or run.step == total
+            if last or run.step % LOSS_CHECK_STEPS == 0 or checkpoints.due(run.step):
+                meter.check(run.step, checkpoints.last_good())
+            if last:
+                row = {"epoch": sampler.epoch + 1, "step": run.step, "learning_rate": rate, **meter.row()}
+                history.append(row)
+                if on_epoch is not None:
+                    on_epoch(row)
+            if checkpoints.due(run.step):
+                whole = [row for row in history if row["step"] % len(loader) == 0]
+                checkpoints.save(run.step, history=whole, totals=None if whole_epoch else meter.totals())
             if run.step == total:
                 break
-        meter.check(run.step, checkpoints)
-        history.append(
-            {"epoch": epoch + 1, "step": run.step, "lr": run.optimizer.param_groups[0]["lr"], **meter.row()}
-        )
-        if on_epoch is not None:
-            on_epoch(history[-1])
     bar.close()
     return history
 
 
-class _Meter:
-    """Loss, accuracy and speed of one epoch."""
-
-    def __init__(self, bar):
-        self.bar, self.losses, self.right, self.segments = bar, [], [], 0
-        self.started = _now()
-
-    def update(self, loss: torch.Tensor, right: torch.Tensor, count: int) -> None:
-        self.losses.append(loss)
-        self.right.append(right)
-        self.segments += count
-
-    def row(self) -> dict[str, float]:
-        return {
-            "loss": float(torch.stack(self.losses).mean()),
-            "accuracy": float(torch.stack(self.right).sum()) / self.segments,
-            "segments_per_second": self.segments / max(1e-9, _now() - self.started),
-        }
-
-    def check(self, step: int, checkpoints: "_Checkpoints") -> None:
-        row = self.row()
-        if not math.isfinite(row["loss"]):
-            raise TrainingError(
-                f"The loss is {row['loss']} by step {step}: lower the learning rate or look for damaged "
-                f"audio (s2e audit). {checkpoints.last_good()}"
-            )
-        self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['segments_per_second']:.0f} segments/s")
-
-
-def _now() -> float:
-    import time
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-class _Checkpoints:
-    """Whole checkpoints only: written beside, then renamed; the older ones go."""
-
-    def __init__(self, accelerator: Accelerator, folder: Path | None, every: int | None):
-        self.accelerator, self.folder, self.every = accelerator, folder, every
-
-    def maybe_save(self, step: int, meter: _Meter) -> None:
-        if self.folder is None or not self.every or step % self.every:
-            return
-        meter.check(step, self)
-        target = self.folder / f"step_{step:07d}"
-        partial = self.folder / f"{target.name}.part"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        try:
-            self.accelerator.save_state(str(partial))
-        except OSError as error:
-            raise TrainingError(
-                f"The checkpoint of step {step} cannot be written ({error}). {self.last_good()}"
-            ) from error
-        if self.accelerator.is_main_process:
-            (partial / STATE_FILE).write_text(json.dumps({"step": step}))
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(partial, target)
-            for old in finished_checkpoints(self.folder)[:-KEPT_CHECKPOINTS]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-
-    def load(self, folder: Path) -> int:
-        self.accelerator.load_state(str(folder))
-        return int(json.loads((folder / STATE_FILE).read_text())["step"])
-
-    def last_good(self) -> str:
-        found = finished_checkpoints(self.folder) if self.folder else []
-        return f"The last good checkpoint is {found[-1]}." if found else "There is no checkpoint yet."
-
-
-def finished_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    return sorted(
-        path.parent for path in Path(folder).glob(f"step_*/{STATE_FILE}") if path.parent.suffix != ".part"
-    )
-
-
 def _keep_freed_memory() -> None:
-    """Let glibc keep what is freed: by default every activation's pages go back to the kernel and are faulted in again
-    at the next step, which cost a third of the time of training on a CPU."""
+    """Let glibc keep what is freed: by default every activation's pages go back to the kernel and are faulted
+    in again at the next step, which cost a third of the time of training on a CPU."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
@@ -331,9 +264,8 @@ def predict(
         DataLoader(data, batch_size, collate_fn=lambda b: b), desc="predicting", disable=not progress
     ):
         rows.append(model(input_values=spectrograms(batch["utterance"], batch["start"])).logits.float().cpu())
-    log_posteriors, of = torch.cat(rows), data.utterances
     whole = [
-        _whole(log_posteriors[of == utterance], model.config.aggregation) for utterance in task.utterances
+        _whole(segments, model.config.aggregation) for segments in torch.cat(rows).split(data.counts.tolist())
     ]
     return torch.cat(whole).exp().numpy()
 

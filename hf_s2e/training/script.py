@@ -16,7 +16,8 @@ from transformers import HfArgumentParser
 
 from ..feature_extraction_s2e import S2EFrontEnd
 from .data import WaveStore
-from .engine import Task, finished_checkpoints
+from .engine import Task
+from .progress import finished_checkpoints
 from .recipe import Recipe, read_recipe
 
 
