@@ -14,28 +14,42 @@ class Method:
     base: "plain" or "adapter", the kind of speaker-trained network it starts from; `from_scratch` only takes
         the front end from it.
     parts: what is trained: "shared" (the 7x7 and 3x3 filters), "alpha", "bn", "fc".
-    adapter_init: where alpha starts; None leaves it to the recipe.
+    adapter_inits: where alpha may start; the first is the default.
     """
 
     base: str
     parts: tuple[str, ...]
     from_scratch: bool = False
     use_shared: bool = True
-    adapter_init: str | None = None
+    adapter_inits: tuple[str, ...] = ()
 
     @property
     def makes_adapter(self) -> bool:
         """Whether the result is an adapter repo, not a full model."""
         return self.base == "adapter"
 
+    def adapter_init(self, wanted: str | None) -> str:
+        """Where alpha starts with this method and recipe; ValueError where the two do not go together."""
+        if wanted is None or wanted in self.adapter_inits:
+            return wanted or self.adapter_inits[0]
+        why = "from zero alpha would get no gradient without the 3x3 filters" if not self.use_shared else ""
+        why = why or "with this method alpha starts there by definition"
+        raise ValueError(
+            f"adapter_init is {wanted!r}, but must be {' or '.join(map(repr, self.adapter_inits))}: {why}."
+        )
+
 
 METHODS = {
     "plain": Method("plain", ("shared", "bn", "fc"), from_scratch=True),
     "feature_extractor": Method("plain", ("fc",)),
     "fine_tune": Method("plain", ("shared", "bn", "fc")),
-    "residual_adapter": Method("adapter", ("alpha", "bn", "fc")),
-    "adapter_only": Method("adapter", ("alpha", "bn", "fc"), use_shared=False, adapter_init="source"),
-    "bn_only": Method("adapter", ("bn", "fc"), adapter_init="source"),
+    "residual_adapter": Method("adapter", ("alpha", "bn", "fc"), adapter_inits=("zero", "source", "kaiming")),
+    # the literal reading of the paper, so that one table can show both
+    "residual_adapter_source": Method("adapter", ("alpha", "bn", "fc"), adapter_inits=("source",)),
+    "adapter_only": Method(
+        "adapter", ("alpha", "bn", "fc"), use_shared=False, adapter_inits=("source", "kaiming")
+    ),
+    "bn_only": Method("adapter", ("bn", "fc"), adapter_inits=("source",)),
 }
 
 
@@ -51,13 +65,15 @@ def build_model(
         labels: its classes, in the order of the logits.
 
     Raises:
-        ValueError: an unknown method, or a base of the wrong kind; the message names the remedy.
+        ValueError: an unknown method, a base of the wrong kind, or an `adapter_init` that the method cannot
+            start from; the message names the remedy.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, but must be one of {', '.join(METHODS)}.")
     chosen = METHODS[method]
     if base is None and not chosen.from_scratch:
         raise ValueError(f"{method} starts from a speaker-trained network: give --model_name_or_path.")
+    init = chosen.adapter_init(recipe.adapter_init) if chosen.makes_adapter else None
     if chosen.from_scratch:
         model = S2EForAudioClassification(_plain_config(base, domain, labels, recipe, from_pretrained))
     else:
@@ -67,11 +83,13 @@ def build_model(
             model.add_adapter(
                 domain,
                 labels,
-                init=chosen.adapter_init or recipe.adapter_init,
+                init=init,
                 use_shared=chosen.use_shared,
                 pooling=recipe.pooling,
                 method=method,
             )
+        elif recipe.pooling != "mean":
+            raise ValueError(f"{method} keeps its base's pooling: leave --pooling {recipe.pooling} out.")
         else:
             model.replace_base_domain(domain, labels)
     if chosen.makes_adapter:

@@ -48,7 +48,8 @@ class Recipe:
     # spectral tilt and ripple of up to this many dB: another microphone, another room
     channel_db: float = 0.0
     mixup: float = 0.0
-    adapter_init: str = "zero"
+    # where alpha starts; None is the method's own: "zero" for residual_adapter, "source" for adapter_only
+    adapter_init: str | None = None
     pooling: str = "mean"
 
     def __post_init__(self):
