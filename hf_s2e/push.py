@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def push(
     folders: Iterable[str | os.PathLike],
     namespace: str,
     *,
+    name: str | None = None,
     private: bool | None = None,
     token: str | None = None,
     dry_run: bool = False,
@@ -67,6 +68,7 @@ def push(
 
     Args:
         folders: repos, or folders of repos such as hub_cards/.
+        name: another name for the one repo that is given.
         private: of repos that do not exist yet.
         dry_run: prepare everything, and send nothing.
 
@@ -78,10 +80,17 @@ def push(
         S2EAdapterError: a repo is damaged, or an adapter belongs to another base than the one beside it.
         S2EHubError: the Hub refused or could not be reached. Each repo is published whole or not at all.
     """
+    folders = [repo.resolve() for folder in folders for repo in find_repos(folder)]
+    if "/" in namespace:
+        raise ValueError(f"{namespace!r} is not a namespace: expected the name of a user or an organisation.")
+    if name and len(folders) != 1:
+        raise ValueError(f"name={name!r} is for one repo, but {len(folders)} were given.")
+    names = {folders[0]: name} if name else {}
     api, done = HfApi(token=token), []
     published: dict[Path, tuple[str, str]] = {}  # folder of a base -> its new id and commit
-    for folder in _with_bases(folders):
-        upload, url = prepare(folder, namespace, published.get(local_base(folder))), None
+    for folder in _with_bases(folders, names):
+        repo_id = f"{namespace}/{names.get(folder, folder.name)}"
+        upload, url = prepare(folder, repo_id, published.get(local_base(folder))), None
         commit = NEW_COMMIT
         if not dry_run:
             with asking_the_hub(f"cannot push {upload.repo_id}"):
@@ -94,26 +103,22 @@ def push(
     return done
 
 
-def _with_bases(folders: Iterable[str | os.PathLike]) -> list[Path]:
-    """The repos in these folders and the unpublished bases beside them, bases first."""
-    repos = [repo.resolve() for folder in folders for repo in find_repos(folder)]
+def _with_bases(repos: list[Path], names: Mapping[Path, str]) -> list[Path]:
+    """These repos and the unpublished bases beside them, bases first; some may have another name."""
     bases = [local_base(repo) for repo in repos if not read_config(repo).get("base_model_revision")]
     repos = sorted(dict.fromkeys([*repos, *filter(None, bases)]), key=is_adapter)
-    twice = [name for name, count in Counter(repo.name for repo in repos).items() if count > 1]
-    if twice:
+    count = Counter(names.get(repo, repo.name) for repo in repos)
+    if twice := [name for name, times in count.items() if times > 1]:
         raise ValueError(f"several folders are called {', '.join(twice)}, and each would be the same repo.")
     return repos
 
 
-def prepare(folder: Path, namespace: str, base: tuple[str, str] | None = None) -> Upload:
+def prepare(folder: Path, repo_id: str, base: tuple[str, str] | None = None) -> Upload:
     """What to send of one folder: checked, with remote code added and ids and commits written in.
 
     Args:
         base: Hub id and commit of an adapter's base, where the recorded ones are not to stay.
     """
-    repo_id = f"{namespace}/{folder.name}"
-    if namespace.count("/"):
-        raise ValueError(f"{namespace!r} is not a namespace: expected the name of a user or an organisation.")
     validate_repo_id(repo_id)
     check_repo(folder, local_base(folder))
     upload = Upload(folder, repo_id)
