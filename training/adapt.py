@@ -5,6 +5,7 @@
 
 The recipe is the paper's for emotion corpora (section IV-B) unless `--recipe FILE.yaml` or a flag says
 otherwise. With `--eval_speakers 03,08` these speakers are left out of the training and recognised afterwards.
+OUT is the repo itself; checkpoints, logs, history and evaluation lie in OUT/run and are never published.
 """
 
 from dataclasses import dataclass, field
@@ -13,89 +14,84 @@ from pathlib import Path
 import numpy as np
 
 from hf_s2e.metrics import scores
-from hf_s2e.training.engine import TrainingError, predict, train
+from hf_s2e.training.engine import predict, train
 from hf_s2e.training.methods import METHODS, build_model
+from hf_s2e.training.repo import check_output, find_namespace, push_to_hub, write_facts
 from hf_s2e.training.script import (
-    RunArguments,
+    RepoArguments,
+    draw,
     find_checkpoint,
     make_accelerator,
     make_task,
     parse_arguments,
+    prediction_table,
     read_corpus,
+    readable_errors,
     run_folder,
+    split_names,
+    start_trackers,
     write_environment,
     write_json,
 )
 
 
 @dataclass
-class Arguments(RunArguments):
+class Arguments(RepoArguments):
     method: str = field(default="residual_adapter", metadata={"help": ", ".join(METHODS)})
     model_name_or_path: str | None = field(default=None, metadata={"help": "the speaker-trained base"})
     model_revision: str | None = None
     adapter_name: str | None = field(default=None, metadata={"help": "by default the corpus' name"})
-    eval_speakers: str | None = field(
-        default=None, metadata={"help": "leave these speakers out and test on them: a,b"}
-    )
+    eval_speakers: str | None = field(default=None, metadata={"help": "left out, then tested on: a,b"})
     per_device_eval_batch_size: int = 64
 
 
-def split_speakers(dataset, held_out: str | None, max_train: int | None) -> tuple[list[int], list[int]]:
+def split_speakers(dataset, held_out: str | None) -> tuple[list[int], list[int]]:
     """Indices of the training utterances and of those of the speakers that are left out."""
     speakers = [str(speaker) for speaker in dataset["speaker"]]
-    test_speakers = {name.strip() for name in held_out.split(",")} if held_out else set()
+    test_speakers = set(split_names(held_out or ""))
     if unknown := test_speakers - set(speakers):
-        raise SystemExit(
-            f"--eval_speakers: the corpus has no {sorted(unknown)}; it has {sorted(set(speakers))}"
-        )
+        raise SystemExit(f"--eval_speakers: no {sorted(unknown)} in the corpus, only {sorted(set(speakers))}")
     training = [i for i, speaker in enumerate(speakers) if speaker not in test_speakers]
-    return training[:max_train], [i for i, speaker in enumerate(speakers) if speaker in test_speakers]
+    return training, [i for i, speaker in enumerate(speakers) if speaker in test_speakers]
 
 
-def evaluate(model, dataset, task, device, batch_size: int) -> dict:
-    """UA, WA and the posterior of each utterance of the left-out speakers."""
-    posteriors = predict(model, task, device=device, batch_size=batch_size)
-    labels = np.asarray(task.labels)[task.utterances]
-    found = posteriors.argmax(axis=1)
-    names = dataset.features["label"].names
-    rows = [
-        {
-            "file": dataset[i]["audio"]["path"],
-            "speaker": dataset[i]["speaker"],
-            "label": names[label],
-            "prediction": names[guess],
-            "posterior": [round(float(p), 6) for p in posterior],
-        }
-        for i, label, guess, posterior in zip(task.utterances, labels, found, posteriors)
-    ]
-    return {"scores": scores(labels, found, len(names)), "classes": names, "utterances": rows}
-
-
-def save(model, args: Arguments) -> None:
-    """The repo: one adapter, or the whole network where the method changed it."""
-    if METHODS[args.method].makes_adapter:
-        model.save_adapter(args.output_dir, model.active_adapter())
-    else:
-        model.save_pretrained(args.output_dir)
+def evaluate(model, dataset, task, device, args: Arguments) -> str:
+    """Recognise the left-out speakers; keeps scores and predictions in run/, returns the scores in words."""
+    posteriors = predict(model, task, device=device, batch_size=args.per_device_eval_batch_size)
+    labels, classes = np.asarray(task.labels)[task.utterances], dataset.features["label"].names
+    found = scores(labels, posteriors.argmax(axis=1), len(classes))
+    table = prediction_table(dataset, task.utterances, posteriors, run=0, fold="held out", method=args.method)
+    table.to_parquet(run_folder(args) / "predictions.parquet", index=False)
+    result = {"scores": found, "classes": classes, "speakers": split_names(args.eval_speakers)}
+    write_json(run_folder(args) / "evaluation.json", result)
+    return (
+        f"{len(labels)} utterances of speakers left out of training ({args.eval_speakers}): "
+        f"UA {100 * found['ua']:.1f} %, WA {100 * found['wa']:.1f} %"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
     args, recipe = parse_arguments(Arguments, {}, argv)
     accelerator = make_accelerator(args)
+    find_namespace(args)
     dataset, store = read_corpus(accelerator, args)
-    training, testing = split_speakers(dataset, args.eval_speakers, args.max_train_samples)
+    training, testing = split_speakers(dataset, args.eval_speakers)
+    training = draw(training, args.max_train_samples, args.seed)
     labels, name = dataset.features["label"].names, args.adapter_name or args.corpus
     revision = {"revision": args.model_revision} if args.model_revision else {}
-    try:
+    with readable_errors():
         model = build_model(args.method, args.model_name_or_path, name, labels, recipe, **revision)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    check_output(args, adapter=METHODS[args.method].makes_adapter)
+    facts = {
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "base_fingerprint": None if METHODS[args.method].from_scratch else model.base_fingerprint,
+    }
     accelerator.print(
-        f"{args.method}: {len(training)} utterances, {len(labels)} classes, {trained:,} parameters trained"
+        f"{args.method}: {len(training)} utterances, {len(labels)} classes, "
+        f"{facts['trained_parameters']:,} parameters trained"
     )
-    write_environment(args, recipe, accelerator, trained_parameters=trained, base_fingerprint=None)
-    try:
+    write_environment(args, recipe, accelerator, **facts)
+    with readable_errors("training stopped: "):
         history = train(
             accelerator,
             model,
@@ -107,21 +103,23 @@ def main(argv: list[str] | None = None) -> None:
             checkpointing_steps=args.checkpointing_steps,
             resume_from=find_checkpoint(args),
             description=args.method,
+            on_epoch=start_trackers(accelerator, args, recipe),
         )
-    except TrainingError as error:
-        raise SystemExit(f"training stopped: {error}") from error
     if accelerator.is_main_process:
+        if METHODS[args.method].makes_adapter:
+            model.save_adapter(args.output_dir, model.active_adapter())
+        else:
+            model.save_pretrained(args.output_dir)
         write_json(run_folder(args) / "history.json", history)
-        save(model, args)
+        note = {}
         if testing:
             task = make_task(dataset, store, testing, model.config)
-            result = evaluate(model, dataset, task, accelerator.device, args.per_device_eval_batch_size)
-            write_json(run_folder(args) / "evaluation.json", result)
-            print(
-                f"{len(testing)} utterances of unseen speakers: UA {100 * result['scores']['ua']:.1f} %, "
-                f"WA {100 * result['scores']['wa']:.1f} %"
-            )
+            note["note"] = f"One run: {evaluate(model, dataset, task, accelerator.device, args)}."
+            print(note["note"])
+        write_facts(args, recipe, dataset, store, training, method=args.method, **note)
         print(f"written: {Path(args.output_dir)}")
+        if args.push_to_hub:
+            push_to_hub(args)
     accelerator.end_training()
 
 

@@ -14,18 +14,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from hf_s2e import S2EConfig, S2EForAudioClassification
-from hf_s2e.training.engine import Spectrograms, Task, TrainingError, predict, train
-from hf_s2e.training.recipe import Recipe
+from hf_s2e.training.engine import Task, predict, run_segments, train
+from hf_s2e.training.repo import check_output, find_namespace, push_to_hub, write_facts
 from hf_s2e.training.script import (
-    RunArguments,
+    RepoArguments,
+    draw,
     find_checkpoint,
     make_accelerator,
     make_task,
     parse_arguments,
     read_corpus,
+    readable_errors,
     run_folder,
+    start_trackers,
     write_environment,
     write_json,
 )
@@ -41,7 +45,7 @@ TRIALS = 20_000  # pairs of utterances for the equal error rate
 
 
 @dataclass
-class Arguments(RunArguments):
+class Arguments(RepoArguments):
     adapters: bool = field(default=True, metadata={"help": "with 1x1 adapters, or the plain network"})
     shortcut: str = "pool"
     num_speakers: int | None = field(
@@ -103,40 +107,40 @@ def new_model(args: Arguments, speakers: list[str]) -> S2EForAudioClassification
     config = S2EConfig(
         adapters=args.adapters,
         shortcut=args.shortcut,
-        repo_id=args.repo_id,
+        repo_id=args.repo_id or args.hub_model_id,
         id2label=dict(enumerate(speakers)),
         label2id={speaker: i for i, speaker in enumerate(speakers)},
     )
     return S2EForAudioClassification(config)
 
 
-@torch.inference_mode()
 def equal_error_rate(model, task: Task, speakers: list[str], device: torch.device) -> float:
     """Verification of unseen speakers by the cosine of utterance embeddings: the error at which misses and
     false alarms are equal, over random pairs of utterances."""
-    model.eval()
-    spectrograms, embeddings = Spectrograms(task, Recipe(), device), []
-    lengths = task.store.lengths.tolist()
-    for utterance in task.utterances:
-        count = task.front_end.num_segments(lengths[utterance])
-        starts = torch.arange(count) * task.front_end.segment_hop
-        segments = spectrograms(torch.full((count,), utterance), starts)
-        embeddings.append(model.s2e(input_values=segments[None]).embeddings[0].float().cpu())
-    unit = torch.nn.functional.normalize(torch.stack(embeddings) - torch.stack(embeddings).mean(dim=0), dim=1)
-    generator = torch.Generator().manual_seed(0)
+    utterances = run_segments(model, task, device=device, output="embeddings")
+    embeddings = torch.stack([segments.mean(dim=0) for segments in utterances])
+    unit = F.normalize(embeddings - embeddings.mean(dim=0), dim=1)
     names = np.asarray([speakers[i] for i in task.utterances])
-    a, b = torch.randint(len(names), (2, TRIALS), generator=generator)
-    same_a, same_b = np.nonzero(names[:, None] == names[None, :])
-    pick = torch.randint(len(same_a), (TRIALS,), generator=generator)
-    a, b = torch.cat([a, torch.as_tensor(same_a)[pick]]), torch.cat([b, torch.as_tensor(same_b)[pick]])
-    different_files = a != b
-    a, b = a[different_files], b[different_files]
+    a, b = _pairs(names)
     scores, target = (unit[a] * unit[b]).sum(dim=1).numpy(), names[a] == names[b]
     order = np.argsort(-scores)
     misses = 1 - np.cumsum(target[order]) / target.sum()
     alarms = np.cumsum(~target[order]) / (~target).sum()
     at = np.argmin(np.abs(misses - alarms))
     return float((misses[at] + alarms[at]) / 2)
+
+
+def _pairs(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Random pairs of utterances, and as many of one speaker each, which chance would seldom draw."""
+    draw_from = np.random.default_rng(0)
+    a, b = draw_from.integers(len(names), size=(2, TRIALS))
+    order = np.argsort(names, kind="stable")
+    _, first, count = np.unique(names[order], return_index=True, return_counts=True)
+    which = draw_from.integers(len(names), size=TRIALS)  # a speaker as often as he has utterances
+    speaker = np.searchsorted(np.unique(names), names[which])
+    mate = order[first[speaker] + draw_from.integers(count[speaker])]
+    a, b = np.concatenate([a, which]), np.concatenate([b, mate])
+    return a[a != b], b[a != b]
 
 
 def report(model, dataset, store, split: Split, labels: list[int], device: torch.device) -> dict[str, float]:
@@ -147,24 +151,30 @@ def report(model, dataset, store, split: Split, labels: list[int], device: torch
         task = Task(store, labels, split.held_out, make_task(dataset, store, [], model.config).front_end)
         right = predict(model, task, device=device).argmax(axis=1) == np.asarray(labels)[split.held_out]
         result["held_out_accuracy"], result["held_out_utterances"] = float(right.mean()), len(right)
-    if split.unseen:
+    speakers = list(dataset["speaker"])
+    unseen = {speakers[i] for i in split.unseen}
+    if len(unseen) > 1:
         task = make_task(dataset, store, split.unseen, model.config)
-        result["equal_error_rate"] = equal_error_rate(model, task, list(dataset["speaker"]), device)
-        result["unseen_speakers"] = len({dataset["speaker"][i] for i in split.unseen})
+        result["equal_error_rate"] = equal_error_rate(model, task, speakers, device)
+        result["unseen_speakers"] = len(unseen)
     return result
 
 
 def main(argv: list[str] | None = None) -> None:
     args, recipe = parse_arguments(Arguments, PAPER, argv)
     accelerator = make_accelerator(args)
+    find_namespace(args)
+    check_output(args, adapter=False)
     dataset, store = read_corpus(accelerator, args)
     split = split_corpus([str(s) for s in dataset["speaker"]], (store.lengths / 16_000).tolist(), args)
+    split.training = draw(split.training, args.max_train_samples, args.seed)
     class_of = {speaker: i for i, speaker in enumerate(split.speakers)}
     labels = [class_of.get(str(speaker), -1) for speaker in dataset["speaker"]]
-    model = new_model(args, split.speakers)
+    with readable_errors():
+        model = new_model(args, split.speakers)
     accelerator.print(f"{len(split.speakers)} speakers, {len(split.training)} utterances")
     write_environment(args, recipe, accelerator)
-    try:
+    with readable_errors("training stopped: "):
         history = train(
             accelerator,
             model,
@@ -176,16 +186,19 @@ def main(argv: list[str] | None = None) -> None:
             checkpointing_steps=args.checkpointing_steps,
             resume_from=find_checkpoint(args),
             description="speakers",
+            on_epoch=start_trackers(accelerator, args, recipe),
         )
-    except TrainingError as error:
-        raise SystemExit(f"training stopped: {error}") from error
     if accelerator.is_main_process:
         model.save_pretrained(args.output_dir)
         result = report(model, dataset, store, split, labels, accelerator.device)
         write_json(run_folder(args) / "history.json", history)
         write_json(run_folder(args) / "evaluation.json", result)
+        facts = {"method": "speaker classification", "evaluation": result}
+        write_facts(args, recipe, dataset, store, split.training, **facts)
         print(", ".join(f"{name} {value:.4g}" for name, value in result.items()))
         print(f"written: {args.output_dir}, fingerprint {model.base_fingerprint}")
+        if args.push_to_hub:
+            push_to_hub(args)
     accelerator.end_training()
 
 

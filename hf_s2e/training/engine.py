@@ -244,32 +244,43 @@ def _frozen_sha256(model: torch.nn.Module) -> str:
     return tensors_sha256(frozen)
 
 
+def predict(model: S2EForAudioClassification, task: Task, **options) -> np.ndarray:
+    """Posteriors of whole utterances by the active domain: float32 (utterances of the task, classes).
+
+    Args:
+        **options: as of `run_segments`.
+    """
+    whole = []
+    for log_posteriors in run_segments(model, task, **options):
+        mask = torch.ones(1, len(log_posteriors), dtype=torch.bool)
+        whole.append(aggregate_segments(log_posteriors, mask, model.config.aggregation))
+    return torch.cat(whole).exp().numpy()
+
+
 @torch.inference_mode()
-def predict(
+def run_segments(
     model: S2EForAudioClassification,
     task: Task,
     *,
     device: torch.device,
     batch_size: int = 64,
     progress: bool = False,
-) -> np.ndarray:
-    """Posteriors of whole utterances by the active domain: float32 (utterances of the task, classes)."""
+    output: str = "logits",
+) -> tuple[torch.Tensor, ...]:
+    """What the network says of each segment: one float32 (segments, width) for each utterance of the task.
+
+    Args:
+        batch_size: segments at a time, across utterances.
+        output: "logits" (log posteriors) or "embeddings".
+    """
     from tqdm import tqdm
 
-    model.eval()
+    model.to(device).eval()
     data = SegmentDataset(task.store, task.labels, task.utterances, task.front_end)
     spectrograms = Spectrograms(task, Recipe(), device)
     rows = []
-    for batch in tqdm(
-        DataLoader(data, batch_size, collate_fn=lambda b: b), desc="predicting", disable=not progress
-    ):
-        rows.append(model(input_values=spectrograms(batch["utterance"], batch["start"])).logits.float().cpu())
-    whole = [
-        _whole(segments, model.config.aggregation) for segments in torch.cat(rows).split(data.counts.tolist())
-    ]
-    return torch.cat(whole).exp().numpy()
-
-
-def _whole(log_posteriors: torch.Tensor, aggregation: str) -> torch.Tensor:
-    mask = torch.ones(1, len(log_posteriors), dtype=torch.bool)
-    return aggregate_segments(log_posteriors, mask, aggregation)
+    loader = DataLoader(data, batch_size, collate_fn=lambda batch: batch)
+    for batch in tqdm(loader, desc="recognising", unit="batch", disable=not progress):
+        inputs = spectrograms(batch["utterance"], batch["start"])
+        rows.append(model(input_values=inputs)[output].float().cpu())
+    return torch.cat(rows).split(data.counts.tolist())

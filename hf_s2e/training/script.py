@@ -3,22 +3,31 @@
 import json
 import os
 import platform
+import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from transformers import HfArgumentParser
 
+from ..adapter_files_s2e import S2EAdapterError
 from ..feature_extraction_s2e import S2EFrontEnd
+from ..utterances import utterance_ids
 from .data import WaveStore
 from .engine import Task
-from .progress import finished_checkpoints
+from .progress import TrainingError, finished_checkpoints
 from .recipe import Recipe, read_recipe
+
+TRACKERS = ("tensorboard", "trackio")
 
 
 @dataclass
@@ -43,12 +52,23 @@ class CorpusArguments:
 class RunArguments(CorpusArguments):
     """The run itself."""
 
-    output_dir: str = field(default="out", metadata={"help": "the repo that is written"})
+    output_dir: str = field(default="out", metadata={"help": "what is written"})
     recipe: str | None = field(default=None, metadata={"help": "a YAML file with settings of the recipe"})
     seed: int = 0
-    max_train_steps: int | None = field(default=None, metadata={"help": "stop after so many optimiser steps"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "train on so many utterances only"})
-    gradient_accumulation_steps: int = 1
+    max_train_steps: int | None = field(default=None, metadata={"help": "stop after so many batches"})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "train on so many utterances only, drawn from all speakers by --seed"}
+    )
+    gradient_accumulation_steps: int = field(
+        default=1,
+        metadata={"help": "batches for one optimiser step; epochs and steps are counted in batches"},
+    )
+
+
+@dataclass
+class RepoArguments(RunArguments):
+    """A run whose result is a repo."""
+
     checkpointing_steps: int | None = field(
         default=None, metadata={"help": "keep a checkpoint every N steps"}
     )
@@ -57,8 +77,8 @@ class RunArguments(CorpusArguments):
     )
     with_tracking: bool = False
     report_to: str = field(default="tensorboard", metadata={"help": "tensorboard or trackio"})
-    push_to_hub: bool = False
-    hub_model_id: str | None = None
+    push_to_hub: bool = field(default=False, metadata={"help": "publish the repo, and its base if need be"})
+    hub_model_id: str | None = field(default=None, metadata={"help": "by default the name of --output_dir"})
     hub_token: str | None = None
     hub_private_repo: bool = False
 
@@ -81,17 +101,40 @@ def parse_arguments(
 
 
 def make_accelerator(args: RunArguments) -> Accelerator:
-    """The accelerator, with seeds set and trackers started; says where it runs."""
-    tracking = (
-        {"log_with": args.report_to, "project_dir": str(run_folder(args))} if args.with_tracking else {}
+    """The accelerator, with seeds set; says where it runs."""
+    tracking = {}
+    if getattr(args, "with_tracking", False):
+        if args.report_to not in TRACKERS or find_spec(args.report_to) is None:
+            raise SystemExit(f"--report_to {args.report_to}: must be one of {TRACKERS}, and installed")
+        tracking = {"log_with": args.report_to, "project_dir": str(run_folder(args))}
+    # the first process decodes the corpus while the others wait
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps, kwargs_handlers=[patience], **tracking
     )
-    accelerator = Accelerator(gradient_accumulation_steps=args.gradient_accumulation_steps, **tracking)
     set_seed(args.seed)
     accelerator.print(
         f"{accelerator.num_processes} process(es) on {accelerator.device}, "
         f"mixed precision {accelerator.mixed_precision}"
     )
     return accelerator
+
+
+def start_trackers(accelerator: Accelerator, args: RepoArguments, recipe: Recipe) -> Callable[[dict], None]:
+    """Start what `--report_to` names; returns what notes an epoch of the history there."""
+    settings = _known(args) | asdict(recipe)
+    simple = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}
+    accelerator.init_trackers("s2e", simple)
+    return lambda row: accelerator.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+
+
+@contextmanager
+def readable_errors(doing: str = "") -> Iterator[None]:
+    """End the script with the message alone where it is about something that its user can mend."""
+    try:
+        yield
+    except (ValueError, OSError, S2EAdapterError, TrainingError) as error:
+        raise SystemExit(f"{doing}{error}") from error
 
 
 def run_folder(args: RunArguments) -> Path:
@@ -107,29 +150,24 @@ def read_corpus(accelerator: Accelerator, args: CorpusArguments):
     Raises:
         SystemExit: the corpus or a recording cannot be read; the message says why.
     """
-    from ..audio import AudioError
-    from ..corpora import CorpusError, load_corpus, unite
+    from ..corpora import load_corpus, unite
 
-    options = json.loads(args.corpus_options)
+    with readable_errors("--corpus_options: "):
+        options = json.loads(args.corpus_options)
     if args.labels:
         options["labels"] = split_names(args.labels)
     names, folders = args.corpus.split(","), (args.data_dir or "").split(",")
     if len(folders) != len(names):
         raise SystemExit(f"--corpus names {len(names)} corpora, but --data_dir {len(folders)} folders")
     common = {"cache_dir": args.cache_dir, "strict": not args.not_strict}
-    try:
-        with accelerator.main_process_first():
-            loaded = [
-                load_corpus(name, data_dir=folder or None, **common, **options.get(name, options))
-                for name, folder in zip(names, folders)
-            ]
-            keys = [f"{name}{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
-            dataset = loaded[0] if len(names) == 1 else unite(dict(zip(keys, loaded)))
-            store = WaveStore.build(
-                dataset, store_folder(args.cache_dir), progress=accelerator.is_main_process
-            )
-    except (CorpusError, AudioError) as error:
-        raise SystemExit(str(error)) from error
+    with readable_errors(), accelerator.main_process_first():
+        loaded = [
+            load_corpus(name, data_dir=folder or None, **common, **options.get(name, options))
+            for name, folder in zip(names, folders)
+        ]
+        keys = [f"{name}{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+        dataset = loaded[0] if len(names) == 1 else unite(dict(zip(keys, loaded)))
+        store = WaveStore.build(dataset, store_folder(args.cache_dir), progress=accelerator.is_main_process)
     return dataset, store
 
 
@@ -143,11 +181,18 @@ def store_folder(cache_dir: str | None) -> Path:
     return Path(cache_dir or Path(HF_HOME, "s2e"), "waves")
 
 
+def draw(rows: Sequence[int], count: int | None, seed: int) -> list[int]:
+    """So many of these rows by seed, in their order; all of them where `count` is None."""
+    if count is None or count >= len(rows):
+        return list(rows)
+    return sorted(random.Random(seed).sample(list(rows), count))
+
+
 def make_task(dataset, store: WaveStore, utterances: Sequence[int], config: Any) -> Task:
     return Task(store, list(dataset["label"]), list(utterances), S2EFrontEnd(**config.front_end))
 
 
-def find_checkpoint(args: RunArguments) -> Path | None:
+def find_checkpoint(args: RepoArguments) -> Path | None:
     """The checkpoint to go on from.
 
     Raises:
@@ -173,9 +218,13 @@ def write_environment(args: Any, recipe: Recipe, accelerator: Accelerator, **fac
         return
     folder = run_folder(args)
     folder.mkdir(parents=True, exist_ok=True)
-    known = {key: value for key, value in asdict(args).items() if "token" not in key}
-    write_json(folder / "arguments.json", {"arguments": known, "recipe": asdict(recipe)})
+    write_json(folder / "arguments.json", {"arguments": _known(args), "recipe": asdict(recipe)})
     write_json(folder / "environment.json", environment(accelerator) | facts)
+
+
+def _known(args: Any) -> dict[str, Any]:
+    """The arguments that may be written down: tokens may not."""
+    return {key: value for key, value in asdict(args).items() if "token" not in key}
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
@@ -202,6 +251,23 @@ def _git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def prediction_table(dataset, utterances: Sequence[int], posteriors: np.ndarray, **columns: Any):
+    """One row an utterance, as hf_s2e.reports reads them; `columns` (run, fold, method) come first."""
+    import pandas as pd
+
+    part = dataset.select(utterances)
+    return pd.DataFrame(
+        {
+            **columns,
+            "utterance": np.asarray(utterance_ids(dataset))[list(utterances)],
+            "speaker": ["" if speaker is None else str(speaker) for speaker in part["speaker"]],
+            "label": np.asarray(part["label"]),
+            "prediction": posteriors.argmax(axis=1),
+            "posterior": [row.round(6).tolist() for row in posteriors],
+        }
+    )
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,0 +1,109 @@
+"""The repo that a training writes: its card, and its way to the Hub."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ..adapter_files_s2e import ADAPTER_WEIGHTS
+from ..cards import BASE_WEIGHTS, write_card, write_training
+from .data import WaveStore
+from .recipe import Recipe
+from .script import RepoArguments, readable_errors
+
+_IN_WORDS = ("num_train_epochs", "learning_rate", "lr_scheduler_type", "lr_drop_epochs", "momentum")
+
+
+def check_output(args: RepoArguments, *, adapter: bool) -> None:
+    """Refuse a folder in which the result could not be written, before anything is trained."""
+    other = BASE_WEIGHTS if adapter else ADAPTER_WEIGHTS
+    if Path(args.output_dir, other).exists():
+        raise SystemExit(
+            f"--output_dir {args.output_dir}: holds {other}, another kind of repo: choose another folder"
+        )
+
+
+def write_facts(args: RepoArguments, recipe: Recipe, dataset, store: WaveStore, rows: Sequence[int], **facts):
+    """Write training.json and the card, from what is in --output_dir and these facts.
+
+    Args:
+        rows: of the utterances that were trained on.
+        **facts: further fields of training.json, see hf_s2e.cards.
+    """
+    training = {"corpora": _corpora(args, dataset, store, rows), "settings": _settings(recipe), **facts}
+    write_training(args.output_dir, training)
+    write_card(args.output_dir)
+
+
+def _corpora(args: RepoArguments, dataset, store: WaveStore, rows: Sequence[int]) -> list[dict[str, Any]]:
+    part, seconds = dataset.select(rows), (store.lengths[list(rows)] / 16_000).tolist()
+    names = list(part["corpus"]) if "corpus" in dataset.column_names else [args.corpus] * len(part)
+    used: dict[str, dict[str, Any]] = {}
+    for name, speaker, length in zip(names, part["speaker"], seconds):
+        entry = used.setdefault(name, {"speakers": set(), "utterances": 0, "hours": 0.0})
+        entry["speakers"].add(speaker)
+        entry["utterances"] += 1
+        entry["hours"] += length / 3600
+    return [
+        {
+            "name": name,
+            "speakers": None if None in entry["speakers"] else len(entry["speakers"]),
+            "utterances": entry["utterances"],
+            "hours": round(entry["hours"], 2),
+        }
+        for name, entry in used.items()
+    ]
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """The recipe in words; of what the paper leaves out only what differs from it."""
+    drops = " and ".join(map(str, recipe.lr_drop_epochs))
+    schedule = f", divided by 10 at epoch {drops}" if drops else ""
+    if recipe.lr_scheduler_type != "step":
+        schedule = f", {recipe.lr_scheduler_type} schedule"
+    settings = {
+        "epochs": recipe.num_train_epochs,
+        "optimiser": f"SGD, Nesterov momentum {recipe.momentum}",
+        "learning rate": f"{recipe.learning_rate}{schedule}",
+        "weight decay": recipe.weight_decay,
+        "batch size": recipe.per_device_train_batch_size,
+    }
+    named = {*_IN_WORDS, "weight_decay", "per_device_train_batch_size"}
+    standard = asdict(Recipe())
+    others = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in named}
+    return settings | {name: value for name, value in others.items() if value != standard[name]}
+
+
+def find_namespace(args: RepoArguments) -> None:
+    """Make `--hub_model_id` complete, which asks the Hub whose token this is: before training, not after.
+
+    Raises:
+        SystemExit: there is no token, or the Hub cannot be reached.
+    """
+    if not args.push_to_hub:
+        return
+    from huggingface_hub import HfApi
+
+    from ..hub import asking_the_hub
+
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    with readable_errors("--push_to_hub: "), asking_the_hub("cannot log in"):
+        user = HfApi(token=args.hub_token).whoami()["name"]
+    args.hub_model_id = name if "/" in name else f"{user}/{name}"
+
+
+def push_to_hub(args: RepoArguments) -> None:
+    """Publish --output_dir as `--hub_model_id`, without run/; an unpublished base goes with its adapter."""
+    from ..push import push
+
+    namespace, _, name = args.hub_model_id.partition("/")
+    with readable_errors(f"{args.output_dir} is written, but not published: "):
+        done = push(
+            [args.output_dir],
+            namespace,
+            name=name,
+            private=args.hub_private_repo or None,
+            token=args.hub_token,
+        )
+    for upload, url in done:
+        print(f"published: {upload.repo_id} {url}")
