@@ -15,28 +15,28 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from accelerate.utils import set_seed
 
-from hf_s2e import S2EForAudioClassification
 from hf_s2e.adapter_files_s2e import tensors_sha256
 from hf_s2e.protocols import Fold, Protocol, make_protocol
 from hf_s2e.reports import latex_table, markdown_table, summarize
-from hf_s2e.training.engine import TrainingError, predict, train
+from hf_s2e.training.engine import predict, train
 from hf_s2e.training.methods import METHODS, build_model
 from hf_s2e.training.recipe import Recipe
 from hf_s2e.training.script import (
     RunArguments,
+    draw,
     environment,
     make_accelerator,
     make_task,
     parse_arguments,
+    prediction_table,
     read_corpus,
+    readable_errors,
     split_names,
     write_json,
 )
-from hf_s2e.utterances import utterance_ids
 
 
 @dataclass
@@ -79,41 +79,35 @@ def base_of(method: str, args: Arguments) -> str | None:
     return args.model_name_or_path if METHODS[method].base == "adapter" else args.plain_model_name_or_path
 
 
-def check_settings(folder: Path, args: Arguments, protocol: Protocol, recipe: Recipe) -> dict:
-    """What all results in the folder share; written at first, compared from then on.
+def check_settings(folder: Path, settings: dict, starts: dict[str, dict]) -> None:
+    """Write what all results in the folder share; from then on compare it, and add further methods.
+
+    Args:
+        settings: the same for every method.
+        starts: for each method, the network that it starts from.
 
     Raises:
         SystemExit: the folder holds results made with other settings; the message says which differ.
     """
-    settings = {
-        "corpus": args.corpus,
-        "protocol": protocol.hash,
-        "recipe": asdict(recipe),
-        "bases": {
-            base: fingerprint_of(base)
-            for base in (args.model_name_or_path, args.plain_model_name_or_path)
-            if base
-        },
-        "seed": args.seed,
-        "max_train_steps": args.max_train_steps,
-    }
-    settings["bases"] = {Path(base).name: value for base, value in settings["bases"].items()}
     file = folder / "settings.json"
-    if file.is_file():
-        found = json.loads(file.read_text())
-        differing = [key for key in settings if found.get(key) != settings[key]]
-        if differing:
-            raise SystemExit(
-                f"{folder} holds results with another {', '.join(differing)}: choose another --output_dir"
-            )
-    else:
-        write_json(file, settings)
-    return settings
+    found = json.loads(file.read_text()) if file.is_file() else {**settings, "starts": starts}
+    differing = [key for key in settings if found.get(key) != settings[key]]
+    differing += [
+        f"start of {name}" for name in starts if found["starts"].get(name, starts[name]) != starts[name]
+    ]
+    if differing:
+        raise SystemExit(
+            f"{folder} holds results with another {', '.join(differing)}: choose another --output_dir"
+        )
+    write_json(file, {**settings, "starts": {**found["starts"], **starts}})
 
 
-def fingerprint_of(base: str) -> str:
-    """Of the whole network: alpha and batch norms of the speaker domain matter too, a new domain starts from them."""
-    return tensors_sha256(S2EForAudioClassification.from_pretrained(base).state_dict())
+def start_of(method: str, args: Arguments, labels: list[str], recipe: Recipe) -> dict:
+    """What identifies the network that a method starts from: all its tensors, and its front end."""
+    set_seed(args.seed)
+    with readable_errors():
+        model = build_model(method, base_of(method, args), args.corpus, labels, recipe)
+    return {"tensors": tensors_sha256(model.state_dict()), "front_end": model.config.front_end}
 
 
 def run_job(
@@ -124,7 +118,7 @@ def run_job(
     seed = args.seed + 1000 * job.run
     set_seed(seed)
     model = build_model(job.method, base_of(job.method, args), args.corpus, names, recipe)
-    training = protocol.indices(dataset, job.folds[0])[0]
+    training = draw(protocol.indices(dataset, job.folds[0])[0], args.max_train_samples, args.seed)
     started = time.perf_counter()
     history = train(
         accelerator,
@@ -149,24 +143,9 @@ def run_job(
         posteriors = predict(
             model, task, device=accelerator.device, batch_size=args.per_device_eval_batch_size
         )
-        rows.append(prediction_rows(job, fold, dataset, testing, posteriors))
+        where = {"run": job.run, "fold": fold.name, "method": job.method}
+        rows.append(prediction_table(dataset, testing, posteriors, **where))
     return pd.concat(rows), facts
-
-
-def prediction_rows(job: Job, fold: Fold, dataset, testing, posteriors: np.ndarray) -> pd.DataFrame:
-    part = dataset.select(testing)
-    return pd.DataFrame(
-        {
-            "run": job.run,
-            "fold": fold.name,
-            "method": job.method,
-            "utterance": np.asarray(utterance_ids(dataset))[testing],
-            "speaker": [str(speaker) for speaker in part["speaker"]],
-            "label": np.asarray(part["label"]),
-            "prediction": posteriors.argmax(axis=1),
-            "posterior": [row.round(6).tolist() for row in posteriors],
-        }
-    )
 
 
 def keep(folder: Path, job: Job, rows: pd.DataFrame, facts: dict) -> None:
@@ -222,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     methods, folder = split_names(args.methods), Path(args.output_dir)
     if unknown := set(methods) - set(METHODS):
         raise SystemExit(f"--methods: unknown {sorted(unknown)}; known are {', '.join(METHODS)}")
-    try:
+    with readable_errors():
         protocol = make_protocol(
             args.protocol,
             dataset,
@@ -230,11 +209,13 @@ def main(argv: list[str] | None = None) -> None:
             seed=args.protocol_seed,
             speaker_disjoint=not args.no_speaker_ids,
         )
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
     if accelerator.is_main_process:
         (folder / "folds").mkdir(parents=True, exist_ok=True)
-        check_settings(folder, args, protocol, recipe)
+        settings = {"corpus": args.corpus, "protocol": protocol.hash, "recipe": asdict(recipe)}
+        settings |= {name: getattr(args, name) for name in ("seed", "max_train_steps", "max_train_samples")}
+        settings["mixed_precision"] = accelerator.mixed_precision
+        classes = dataset.features["label"].names
+        check_settings(folder, settings, {m: start_of(m, args, classes, recipe) for m in methods})
         protocol.save(folder / "protocol.json")
         write_json(folder / "environment.json", environment(accelerator))
     accelerator.wait_for_everyone()
@@ -242,10 +223,8 @@ def main(argv: list[str] | None = None) -> None:
     missing = [job for job in jobs if not (folder / "folds" / f"{job.name}.parquet").is_file()]
     accelerator.print(f"{len(jobs)} fold-runs, {len(jobs) - len(missing)} finished before")
     for job in missing[accelerator.process_index :: accelerator.num_processes]:
-        try:
+        with readable_errors(f"{job.name}: "):
             keep(folder / "folds", job, *run_job(job, accelerator, dataset, store, protocol, args, recipe))
-        except (TrainingError, ValueError) as error:
-            raise SystemExit(f"{job.name}: {error}") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         predictions, trained = collect(folder / "folds", jobs)
