@@ -110,7 +110,9 @@ def make_accelerator(args: RunArguments) -> Accelerator:
     # the first process decodes the corpus while the others wait
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
     accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps, kwargs_handlers=[patience], **tracking
+        gradient_accumulation_steps=getattr(args, "gradient_accumulation_steps", 1),
+        kwargs_handlers=[patience],
+        **tracking,
     )
     set_seed(args.seed)
     accelerator.print(

@@ -1,0 +1,192 @@
+"""Recognise a corpus with a trained repo: UA, WA and macro-F1 with intervals, and every single prediction.
+
+    accelerate launch training/evaluate.py --model_name_or_path REPO --corpus ravdess --data_dir DIR \
+        --output_dir OUT
+
+REPO is an adapter, a base, a full or a fused model: a folder or a Hub id. Where corpus and model call a class
+by different names, say so with `--label_map '{"happiness": "happy", "boredom": null}'`: from the corpus' name
+to the model's, null leaves its utterances out. An answer that is no class of the corpus is wrong.
+Writes OUT/evaluation.json (as cross_validate.py's summary.json) and OUT/predictions.parquet.
+"""
+
+import importlib
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from accelerate.utils import gather_object
+from transformers import HfArgumentParser
+
+from hf_s2e import S2EForAudioClassification
+from hf_s2e.adapter_files_s2e import fetch
+from hf_s2e.cards import TRAINING_FACTS
+from hf_s2e.reports import summarize
+from hf_s2e.training.engine import predict
+from hf_s2e.training.script import (
+    CorpusArguments,
+    draw,
+    environment,
+    make_accelerator,
+    make_task,
+    prediction_table,
+    read_corpus,
+    readable_errors,
+    split_names,
+    write_json,
+)
+from hf_s2e.utterances import corpus_facts
+
+
+@dataclass
+class Arguments(CorpusArguments):
+    model_name_or_path: str | None = field(default=None, metadata={"help": "folder or Hub id of a repo"})
+    model_revision: str | None = None
+    adapter_name: str | None = field(
+        default=None, metadata={"help": "a domain of the repo; else the active one"}
+    )
+    label_map: str = field(default="{}", metadata={"help": "JSON: corpus label -> model label, or null"})
+    eval_speakers: str | None = field(default=None, metadata={"help": "these speakers only: a,b"})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "so many utterances, drawn by --seed"}
+    )
+    batch_size: int = field(default=64, metadata={"help": "segments of 2 s at a time"})
+    seed: int = 0
+    output_dir: str = "out"
+
+
+def load_model(args: Arguments) -> S2EForAudioClassification:
+    """The network, with the domain active that is to answer."""
+    if args.model_name_or_path is None:
+        raise SystemExit("--model_name_or_path is needed: the folder or Hub id of a repo")
+    revision = {"revision": args.model_revision} if args.model_revision else {}
+    with readable_errors():
+        model = S2EForAudioClassification.from_pretrained(args.model_name_or_path, **revision)
+        if args.adapter_name:
+            model.set_adapter(args.adapter_name)
+    return model
+
+
+def class_numbers(corpus_labels: list[str], model_labels: list[str], label_map: dict) -> list[int | None]:
+    """For each class of the corpus its number in the model, or None where it is left out.
+
+    Raises:
+        ValueError: a name on either side that is not there, or a class of the corpus without a counterpart.
+    """
+    if unknown := set(label_map) - set(corpus_labels):
+        raise ValueError(f"--label_map: the corpus has no {sorted(unknown)}, only {corpus_labels}")
+    if unknown := {name for name in label_map.values() if name is not None} - set(model_labels):
+        raise ValueError(f"--label_map: the model has no {sorted(unknown)}, only {model_labels}")
+    targets = [label_map.get(name, name) for name in corpus_labels]
+    if missing := [name for name in targets if name is not None and name not in model_labels]:
+        example = json.dumps({missing[0]: model_labels[0]})
+        raise ValueError(
+            f"The model has no class {', '.join(missing)}; it has {', '.join(model_labels)}. Say which is "
+            f"meant, --label_map '{example}', with null for what is to be left out, or keep some with --labels."
+        )
+    return [None if name is None else model_labels.index(name) for name in targets]
+
+
+def choose_rows(dataset, numbers: list[int | None], args: Arguments) -> list[int]:
+    """The utterances that are recognised."""
+    speakers = set(split_names(args.eval_speakers or ""))
+    if unknown := speakers - {str(speaker) for speaker in dataset["speaker"]}:
+        raise SystemExit(f"--eval_speakers: the corpus has no {sorted(unknown)}")
+    rows = [
+        i
+        for i, (label, speaker) in enumerate(zip(dataset["label"], dataset["speaker"]))
+        if numbers[label] is not None and (not speakers or str(speaker) in speakers)
+    ]
+    if not rows:
+        raise SystemExit("No utterance is left: see --eval_speakers, --label_map and --labels")
+    return draw(rows, args.max_eval_samples, args.seed)
+
+
+def unseen_corpus(args: Arguments) -> bool:
+    """Whether the repo says what it was trained on, and that was another corpus."""
+    revision = {"revision": args.model_revision} if args.model_revision else {}
+    file = fetch(args.model_name_or_path, TRAINING_FACTS, required=False, **revision)
+    trained_on = json.loads(Path(file).read_text(encoding="utf-8")).get("corpora") if file else None
+    return bool(trained_on) and args.corpus not in {corpus["name"] for corpus in trained_on}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser(Arguments, allow_abbrev=False)
+    (args,) = parser.parse_args_into_dataclasses(args=sys.argv[1:] if argv is None else argv)
+    accelerator = make_accelerator(args)
+    model = load_model(args)
+    dataset, store = read_corpus(accelerator, args)
+    classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    with readable_errors():
+        label_map = json.loads(args.label_map)
+        numbers = class_numbers(dataset.features["label"].names, classes, label_map)
+    rows = choose_rows(dataset, numbers, args)
+    mine = rows[accelerator.process_index :: accelerator.num_processes]
+    found = []
+    if mine:
+        task = make_task(dataset, store, mine, model.config)
+        options = {"batch_size": args.batch_size, "progress": accelerator.is_main_process}
+        found = list(zip(mine, predict(model, task, device=accelerator.device, **options)))
+    answers = dict(gather_object(found))
+    if accelerator.is_main_process:
+        name = Path(args.model_name_or_path).name
+        posteriors = np.stack([answers[row] for row in rows])
+        table = prediction_table(dataset, rows, posteriors, run=0, fold="all", method=name)
+        table["label"] = [numbers[label] for label in table["label"]]
+        summary = summarize(
+            table,
+            corpus=args.corpus,
+            protocol={
+                "name": "evaluation",
+                "hash": corpus_facts(dataset.select(rows)).sha256(),
+                "speaker_disjoint": unseen_corpus(args),
+            },
+            recipe=None,
+            base=model.config.repo_id,
+            classes=classes,
+            trained_parameters={name: 0},
+        )
+        del summary["methods"][name]["trained_parameters"]  # nothing is trained here
+        folder = Path(args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(folder / "predictions.parquet", index=False)
+        write_json(folder / "evaluation.json", summary | {"label_map": label_map})
+        write_json(folder / "environment.json", environment(accelerator) | {"arguments": asdict(args)})
+        print(in_words(summary, name))
+    accelerator.end_training()
+
+
+def in_words(summary: dict, name: str) -> str:
+    scores = summary["methods"][name]
+    (ua_low, ua_high), (wa_low, wa_high) = scores["ua_ci95"], scores["wa_ci95"]
+    recalls = [f"{label} {value:.1f}" for label, value in scores["recall"].items() if value is not None]
+    lines = [
+        f"{name} on {summary['utterances']} utterances of {summary['corpus']} (%, with 95 % intervals)",
+        f"UA {scores['ua_mean']:.1f} [{ua_low:.1f}, {ua_high:.1f}]  WA {scores['wa_mean']:.1f} "
+        f"[{wa_low:.1f}, {wa_high:.1f}]  macro-F1 {scores['macro_f1_mean']:.1f}",
+        f"recall: {', '.join(recalls)}" if len(recalls) <= 20 else f"{len(recalls)} classes",
+    ]
+    if not summary["protocol"]["speaker_disjoint"]:
+        lines.append("These speakers may have been in its training: the figures may be inflated.")
+    return "\n".join(lines)
+
+
+def hand_over() -> None:
+    """Put the package `evaluate` where Python has just put this file.
+
+    Scripts in this folder find this file first; whoever imports `evaluate` there means the package.
+    """
+    here, path = Path(__file__).parent, list(sys.path)
+    sys.path[:] = [place for place in path if Path(place).resolve() != here.resolve()]
+    try:
+        del sys.modules["evaluate"]
+        importlib.import_module("evaluate")
+    finally:
+        sys.path[:] = path
+
+
+if __name__ == "__main__":
+    main()
+elif __name__ == "evaluate":
+    hand_over()
