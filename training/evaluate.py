@@ -83,7 +83,7 @@ def class_numbers(corpus_labels: list[str], model_labels: list[str], label_map: 
         example = json.dumps({missing[0]: model_labels[0]})
         raise ValueError(
             f"The model has no class {', '.join(missing)}; it has {', '.join(model_labels)}. Say which is "
-            f"meant, --label_map '{example}', with null for what is to be left out, or keep some with --labels."
+            f"meant, --label_map '{example}', with null for what to leave out, or keep some with --labels."
         )
     return [None if name is None else model_labels.index(name) for name in targets]
 
