@@ -48,19 +48,23 @@ class Spectrograms:
     ) -> torch.Tensor:
         """int64 (n,), int64 (n,) -> float32 (n, bins, frames)"""
         front_end, speed = self.front_end, None
-        utterances, starts = utterances.to(self.device), starts.to(self.device)
+        to = {
+            "device": self.device,
+            "non_blocking": True,
+        }  # from pinned memory: nothing waits for the accelerator
+        utterances, starts = utterances.to(**to), starts.to(**to)
         if augment is not None:
             lengths = self.store.lengths[utterances.to(self.store.lengths.device)]
             starts = augment.starts(starts, lengths.to(starts.device), front_end.segment_length)
             speed = augment.speed(len(starts))
         waves = self.store.cut(utterances, starts - front_end.context, front_end.segment_samples, speed)
-        waves = waves.to(self.device)
+        waves = waves.to(**to)
         if augment is not None:
             waves = augment.waveforms(waves)
         magnitude = front_end.magnitude(waves).transpose(-2, -1)
         if augment is not None:
             magnitude = augment.magnitude(magnitude)
-        maximum = None if self.peaks is None else self.peaks[utterances.to(self.device)][:, None, None]
+        maximum = None if self.peaks is None else self.peaks[utterances][:, None, None]
         spectrograms = front_end.mu_law(magnitude, maximum)
         return spectrograms if augment is None else augment.spectrograms(spectrograms)
 
@@ -98,8 +102,14 @@ def train(
     on exactly as if it had not stopped. With `alone`, this process trains a network of its own, whatever the
     others do.
 
+    Each of several processes takes its own batches, so the batch of an optimiser step is that much larger.
+    Where batch norm learns, each process normalises by its own share of it, and the running statistics are the
+    first process's: the result then differs from that of one process with the larger batch; elsewhere it is
+    the same.
+
     Raises:
-        TrainingError: the loss is not finite, or something frozen has changed.
+        TrainingError: the loss is not finite, something frozen has changed, or a checkpoint cannot be written
+            or read.
     """
     data = SegmentDataset(task.store, task.labels, task.utterances, task.front_end)
     if not len(data):
@@ -107,10 +117,12 @@ def train(
     sampler = ShuffledBatches(
         data.labels, recipe.per_device_train_batch_size, seed, balance=recipe.balance_classes
     )
-    loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
+    on_gpu = accelerator.device.type == "cuda"
+    loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch, pin_memory=on_gpu)
     frozen = _frozen_sha256(model)
     if accelerator.device.type == "cpu":
         _keep_freed_memory()
+    torch.backends.cudnn.benchmark = on_gpu  # shapes are fixed
     model.to(accelerator.device)
     optimizer = make_optimizer(model, recipe)
     if alone:  # evaluation mode: mixed precision and compilation as elsewhere, but no DistributedDataParallel
@@ -159,9 +171,11 @@ class _Run:
         """One optimiser step; the loss and the number of segments recognised, still on the device."""
         seed = (self.seed * 1_000_003 + self.step) * 1009 + self.accelerator.process_index
         augment = Augment(self.recipe, seed, self.accelerator.device)
-        labels = batch["labels"].to(self.accelerator.device)
+        labels = batch["labels"].to(self.accelerator.device, non_blocking=True)
         inputs = self.spectrograms(batch["utterance"], batch["start"], augment)
-        targets = F.one_hot(labels, self.num_classes).float()
+        targets = torch.eye(self.num_classes, device=labels.device)[
+            labels
+        ]  # F.one_hot would wait for the device
         if self.recipe.mixup:
             inputs, targets = augment.mix(inputs, targets)
         with self.accelerator.accumulate(self.model):
@@ -220,6 +234,10 @@ def _loop(
                 if on_epoch is not None:
                     on_epoch(row)
             if checkpoints.due(run.step):
+                if not all(p.isfinite().all() for p in model.parameters()):
+                    raise TrainingError(
+                        f"Weights are not finite by step {run.step}. {checkpoints.last_good()}"
+                    )
                 whole = [row for row in history if row["step"] % len(loader) == 0]
                 checkpoints.save(run.step, history=whole, totals=None if whole_epoch else meter.totals())
             if run.step == total:
