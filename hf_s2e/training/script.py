@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, set_seed
 from transformers import HfArgumentParser
 
 from ..adapter_files_s2e import S2EAdapterError
@@ -112,6 +112,7 @@ def make_accelerator(args: RunArguments) -> Accelerator:
     accelerator = Accelerator(
         gradient_accumulation_steps=getattr(args, "gradient_accumulation_steps", 1),
         kwargs_handlers=[patience],
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
         **tracking,
     )
     set_seed(args.seed)
