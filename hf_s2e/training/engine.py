@@ -103,9 +103,9 @@ def train(
     others do.
 
     Each of several processes takes its own batches, so the batch of an optimiser step is that much larger.
-    Where batch norm learns, each process normalises by its own share of it, and the running statistics are the
-    first process's: the result then differs from that of one process with the larger batch; elsewhere it is
-    the same.
+    Where batch norm learns, each process normalises by its own share of it, and the first process's running
+    statistics are kept: the result then differs from that of one process with the larger batch; elsewhere it
+    is the same.
 
     Raises:
         TrainingError: the loss is not finite, something frozen has changed, or a checkpoint cannot be written
