@@ -65,11 +65,16 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """The settings of a YAML recipe.
 
     Raises:
-        ValueError: a key that no setting of a recipe has; the message lists them.
+        ValueError: no settings, or one that no recipe has; the message lists those there are.
     """
     import yaml
 
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not a YAML file ({error}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds no settings; expected lines like `learning_rate: 0.01`.")
     known = {setting.name for setting in fields(Recipe)}
     if unknown := set(values) - known:
         raise ValueError(f"{path}: unknown settings {sorted(unknown)}; known are {sorted(known)}.")

@@ -1,0 +1,197 @@
+"""The paper's recipes (section IV-B), read off the optimiser and the schedule that the scripts build."""
+
+import dataclasses
+
+import pytest
+import torch
+from training_tools import SCRIPTS, Workplace, script
+
+from hf_s2e.training.methods import METHODS, build_model
+from hf_s2e.training.recipe import Recipe, make_optimizer, make_scheduler, read_recipe
+from hf_s2e.training.script import parse_arguments
+
+STEPS = 7  # an epoch
+EMOTION = {1: 1e-2, 10: 1e-2, 11: 1e-3, 20: 1e-3, 21: 1e-4, 30: 1e-4}  # epoch -> learning rate
+SPEAKER = {1: 5e-2, 10: 5e-2, 11: 5e-2, 20: 5e-2, 21: 5e-3, 30: 5e-3}
+WEIGHT_DECAY = {"iemocap": 5e-3, "cheavd": 1e-3, "emodb": 5e-3, "ravdess": 5e-3}
+PARTS = {
+    "plain": {"shared", "bn", "fc"},
+    "feature_extractor": {"fc"},
+    "fine_tune": {"shared", "bn", "fc"},
+    "residual_adapter": {"alpha", "bn", "fc"},
+    "residual_adapter_source": {"alpha", "bn", "fc"},
+    "adapter_only": {"alpha", "bn", "fc"},
+    "bn_only": {"bn", "fc"},
+}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return Workplace(tmp_path_factory.mktemp("recipes"))
+
+
+def recipe_of(name: str, file: str | None, *flags: str) -> Recipe:
+    """As the script `name` has it with this recipe file."""
+    module = script(name)
+    recipe = ["--recipe", str(SCRIPTS / "recipes" / f"{file}.yaml")] if file else []
+    return parse_arguments(module.Arguments, getattr(module, "PAPER", {}), [*recipe, *flags])[1]
+
+
+def check_optimizer(model, recipe: Recipe, rates: dict[int, float], weight_decay: float) -> None:
+    optimizer = make_optimizer(model, recipe)
+    assert type(optimizer) is torch.optim.SGD
+    trained = {p for p in model.parameters() if p.requires_grad}
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len(trained) and set(grouped) == trained
+    scheduler = make_scheduler(optimizer, recipe, STEPS)
+    assert recipe.num_train_epochs == 30
+    for step in range(30 * STEPS):
+        epoch = step // STEPS + 1
+        for group in optimizer.param_groups:
+            assert group["momentum"] == 0.9 and group["nesterov"] is True and group["dampening"] == 0
+            assert group["weight_decay"] == weight_decay
+            if epoch in rates:
+                assert group["lr"] == pytest.approx(rates[epoch], rel=1e-12), epoch
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize("corpus", [*WEIGHT_DECAY, None])
+@pytest.mark.parametrize("name", ["adapt", "cross_validate"])
+def test_emotion_recipe(work, corpus, name):
+    recipe = recipe_of(name, corpus)
+    check_optimizer(work.model(recipe=recipe), recipe, EMOTION, WEIGHT_DECAY.get(corpus, 5e-3))
+    assert recipe.per_device_train_batch_size == 32
+
+
+@pytest.mark.parametrize("file", ["voxceleb2", None])
+@pytest.mark.parametrize("adapters", ["--adapters", "--no-adapters"])
+def test_speaker_recipe(file, adapters):
+    pretrain = script("pretrain")
+    recipe = recipe_of("pretrain", file)
+    args, _ = parse_arguments(pretrain.Arguments, pretrain.PAPER, [adapters])
+    model = pretrain.new_model(args, ["a", "b"])
+    assert model.config.adapters is (adapters == "--adapters")
+    check_optimizer(model, recipe, SPEAKER, 1e-4)
+    assert recipe.per_device_train_batch_size == 64 and recipe.balance_classes
+
+
+def test_everything_that_the_paper_leaves_out_is_off(work):
+    for name, file in [("adapt", "iemocap"), ("adapt", None), ("pretrain", "voxceleb2")]:
+        recipe = dataclasses.asdict(recipe_of(name, file))
+        off = {"label_smoothing": 0, "mixup": 0, "random_crop": False, "freq_mask": 0, "time_mask": 0}
+        off |= {"speed_perturbation": 0, "noise_snr": None, "channel_db": 0, "warmup_epochs": 0}
+        assert {key: recipe[key] for key in off} == off
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_method_trains(work, method):
+    model = work.model(method)
+    groups = {group["part"]: group["params"] for group in make_optimizer(model, Recipe()).param_groups}
+    assert set(groups) == PARTS[method]
+    of_base = {p for name, p in model.named_parameters() if name.startswith("s2e.shared.")}
+    assert ("shared" in groups) == all(p.requires_grad for p in of_base)
+    assert ("shared" not in groups) == all(not p.requires_grad for p in of_base)
+    if METHODS[method].makes_adapter:  # the speaker domain, which stays in the model, learns nothing
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        assert names and all(".toy." in name for name in names)
+
+
+def test_parts_may_have_rates_of_their_own(work):
+    recipe = Recipe(alpha_learning_rate=0.1, fc_weight_decay=0.0, bn_learning_rate=0.02)
+    groups = {g["part"]: g for g in make_optimizer(work.model(), recipe).param_groups}
+    assert {part: g["lr"] for part, g in groups.items()} == {"alpha": 0.1, "bn": 0.02, "fc": 0.01}
+    assert {part: g["weight_decay"] for part, g in groups.items()} == {"alpha": 5e-3, "bn": 5e-3, "fc": 0.0}
+
+
+def test_cosine_schedule_with_warmup(work):
+    recipe = Recipe(num_train_epochs=4, lr_scheduler_type="cosine", warmup_epochs=1)
+    scheduler = make_scheduler(make_optimizer(work.model(), recipe), recipe, STEPS)
+    rates = [scheduler.lr_lambdas[0](step) for step in range(4 * STEPS + 1)]
+    assert rates[:STEPS] == pytest.approx([(i + 1) / STEPS for i in range(STEPS)])
+    assert rates[STEPS] == pytest.approx(1) and rates[-1] == pytest.approx(0)
+    assert rates[STEPS:] == sorted(rates[STEPS:], reverse=True)
+
+
+def test_flags_go_before_the_file_and_the_file_before_the_script(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("learning_rate: 3e-2\nlr_drop_epochs: [2, 4]\nbalance_classes: false\n")
+    pretrain = script("pretrain")
+    flags = ["--recipe", str(file), "--lr_drop_epochs", "5", "6"]
+    recipe = parse_arguments(pretrain.Arguments, pretrain.PAPER, flags)[1]
+    assert (recipe.learning_rate, recipe.lr_drop_epochs, recipe.balance_classes) == (0.03, [5, 6], False)
+    assert recipe.weight_decay == 1e-4
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("learning_rte: 0.1\n", "learning_rte"),
+        ("lr_scheduler_type: linear\n", "linear"),
+        ("[]", "settings"),
+        ("a: [", "YAML"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant(tmp_path, capsys, content, said):
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(SystemExit):
+        parse_arguments(script("adapt").Arguments, {}, ["--recipe", str(file)])
+    assert said in capsys.readouterr().err
+    with pytest.raises(ValueError, match="unknown settings"):
+        file.write_text("nonsense: 1\n")
+        read_recipe(file)
+
+
+# ---- methods and bases that do not go together
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "plain"])
+def test_a_base_of_the_wrong_kind_is_refused_with_the_remedy(work, method):
+    wrong, right = (
+        (work.plain, "--adapters") if METHODS[method].makes_adapter else (work.adapter, "--no-adapters")
+    )
+    with pytest.raises(ValueError, match=rf"{method} does not fit .*pretrain.py {right}"):
+        build_model(method, wrong, "toy", ["a", "b"], Recipe())
+    with pytest.raises(ValueError, match="give --model_name_or_path"):
+        build_model(method, None, "toy", ["a", "b"], Recipe())
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "plain"])
+def test_a_fused_base_is_refused(work, tmp_path, method):
+    model = build_model("fine_tune", work.plain, "toy", ["a", "b"], Recipe())
+    model.fuse().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="fused"):
+        build_model(method, str(tmp_path), "toy", ["a", "b"], Recipe())
+
+
+@pytest.mark.parametrize("base", ["adapter", "plain", None])
+def test_plain_takes_only_the_front_end_from_a_base(work, base):
+    model = build_model("plain", getattr(work, base) if base else None, "toy", ["a", "b"], Recipe())
+    assert not model.config.adapters and model.config.id2label == {0: "a", 1: "b"}
+    assert model.config.num_bins == (20 if base else 400)
+
+
+@pytest.mark.parametrize(
+    "method, init", [("adapter_only", "zero"), ("bn_only", "zero"), ("residual_adapter_source", "kaiming")]
+)
+def test_alpha_cannot_start_just_anywhere(work, method, init):
+    with pytest.raises(ValueError, match=f"adapter_init is '{init}', but must be 'source'"):
+        build_model(method, work.adapter, "toy", ["a", "b"], Recipe(adapter_init=init))
+
+
+def test_why_adapter_only_cannot_start_from_zero(work):
+    with pytest.raises(ValueError, match="no gradient"):
+        build_model("adapter_only", work.adapter, "toy", ["a", "b"], Recipe(adapter_init="zero"))
+
+
+@pytest.mark.parametrize(
+    "method, start",
+    [("residual_adapter", 0), ("residual_adapter_source", 1), ("adapter_only", 1), ("bn_only", 1)],
+)
+def test_where_alpha_starts(work, method, start):
+    model = work.model(method)
+    new, source = (model.s2e.domains[name].state_dict() for name in ("toy", model.config.base_domain))
+    for name in new:
+        wanted = start * source[name] if ".alpha." in name else source[name]
+        assert torch.equal(new[name], wanted), name

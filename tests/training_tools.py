@@ -1,0 +1,132 @@
+"""What the training tests share: a workplace with tiny bases and a toy corpus, and the scripts as modules."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import set_seed
+from conftest import ROOT
+from tiny import tiny_config
+
+from hf_s2e import S2EForAudioClassification
+from hf_s2e.corpora import load_corpus
+from hf_s2e.training.data import WaveStore
+from hf_s2e.training.engine import Task, train
+from hf_s2e.training.methods import METHODS, build_model
+from hf_s2e.training.recipe import Recipe
+from hf_s2e.training.script import make_task
+
+SCRIPTS = ROOT / "training"
+TOY = {"num_speakers": 3, "utterances_per_label": 2}  # 24 utterances of 1.5 to 3 s
+FRONT_END = {  # segments of 2 s, as in the paper, but 20 bins and 20 frames of them
+    "window_length": 640,
+    "hop_length": 1600,
+    "n_fft": 640,
+    "num_bins": 20,
+    "segment_length": 32000,
+    "segment_hop": 16000,
+}
+AUGMENTED = {
+    "random_crop": True,
+    "freq_mask": 4,
+    "time_mask": 4,
+    "speed_perturbation": 0.1,
+    "noise_snr": 10.0,
+    "channel_db": 3.0,
+    "mixup": 0.3,
+    "label_smoothing": 0.1,
+}
+
+
+def save_base(folder: Path, seed: int = 0, **options) -> str:
+    """A tiny speaker-trained network, as pretrain.py would leave it."""
+    torch.manual_seed(seed)
+    S2EForAudioClassification(tiny_config(**FRONT_END, **options)).save_pretrained(folder)
+    return str(folder)
+
+
+@dataclass
+class Workplace:
+    """A folder with the bases `adapter` and `plain`, and the toy corpus."""
+
+    folder: Path
+
+    def __post_init__(self):
+        self.adapter = save_base(self.folder / "adapter", repo_id="hf-s2e/adapter")
+        self.plain = save_base(self.folder / "plain", adapters=False, repo_id="hf-s2e/plain")
+
+    def base(self, method: str) -> str:
+        return self.adapter if METHODS[method].base == "adapter" else self.plain
+
+    @cached_property
+    def corpus(self):
+        return load_corpus("toy", data_dir=self.folder, cache_dir=str(self.folder / "cache"), **TOY)
+
+    @cached_property
+    def store(self) -> WaveStore:
+        return WaveStore.build(self.corpus, self.folder / "cache" / "waves", progress=False)
+
+    @property
+    def labels(self) -> list[str]:
+        return self.corpus.features["label"].names
+
+    def flags(self, **others) -> list[str]:
+        """The flags that every script takes; True is a flag without a value."""
+        flags = {
+            "corpus": "toy",
+            "data_dir": self.folder,
+            "cache_dir": self.folder / "cache",
+            "corpus_options": json.dumps(TOY),
+            **others,
+        }
+        return [part for k, v in flags.items() for part in ([f"--{k}"] if v is True else [f"--{k}", str(v)])]
+
+    def model(self, method: str = "residual_adapter", recipe: Recipe | None = None, seed: int = 0):
+        set_seed(seed)
+        return build_model(method, self.base(method), "toy", self.labels, recipe or Recipe())
+
+    def task(self, model, rows=None) -> Task:
+        return make_task(self.corpus, self.store, range(24) if rows is None else rows, model.config)
+
+    def train(self, method: str = "residual_adapter", recipe: Recipe | None = None, model=None, **options):
+        """A trained network, and its history without the times."""
+        recipe = recipe or Recipe(num_train_epochs=3, per_device_train_batch_size=5)
+        model = model or self.model(method, recipe)
+        history = train(fresh_accelerator(), model, self.task(model), recipe, **options)
+        return model, without_speed(history)
+
+
+def without_speed(history: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "segments_per_second"} for row in history]
+
+
+def fresh_accelerator(**options) -> Accelerator:
+    forget_accelerator()
+    return Accelerator(**options)
+
+
+def forget_accelerator() -> None:
+    """Accelerate keeps its state for the process; each training here shall begin with none."""
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    GradientState._reset_state()
+
+
+def script(name: str):
+    """A script of training/ as a module, without its folder on the path, where evaluate.py lies."""
+    spec = importlib.util.spec_from_file_location(f"training_{name}", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def same_tensors(a, b) -> bool:
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
