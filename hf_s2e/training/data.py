@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from ..audio import AudioError, load_audio
 from ..feature_extraction_s2e import S2EFrontEnd
 
 FULL_SCALE = 32768.0
@@ -99,14 +100,17 @@ class WaveStore:
 def _key(paths: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        stat = os.stat(path)
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise AudioError(
+                f"{path}: cannot be opened ({error.strerror}); the corpus has changed."
+            ) from error
         digest.update(f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:24]
 
 
 def _decode(path: str) -> np.ndarray:
-    from ..audio import load_audio
-
     return np.clip(np.round(load_audio(path) * FULL_SCALE), -32768, 32767).astype(np.int16)
 
 

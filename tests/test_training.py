@@ -1,0 +1,322 @@
+"""The training loop can be trusted: repeatable, resumable, and it stops where something is wrong."""
+
+import errno
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from training_tools import (
+    AUGMENTED,
+    Workplace,
+    forget_accelerator,
+    fresh_accelerator,
+    same_tensors,
+    without_speed,
+)
+from transformers import pipeline
+
+from hf_s2e import S2EAdapterError, S2EForAudioClassification, S2EPipeline
+from hf_s2e.training.augment import Augment
+from hf_s2e.training.data import SegmentDataset
+from hf_s2e.training.engine import predict, run_segments, train
+from hf_s2e.training.methods import METHODS
+from hf_s2e.training.progress import TrainingError, finished_checkpoints
+from hf_s2e.training.recipe import Recipe
+
+CPU = torch.device("cpu")
+STEPS_PER_EPOCH = 7  # 24 utterances have 38 segments
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return Workplace(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    forget_accelerator()
+
+
+def recipe(epochs=3, **options) -> Recipe:
+    return Recipe(num_train_epochs=epochs, per_device_train_batch_size=5, **options)
+
+
+# ---- repeatable and resumable
+
+
+@pytest.mark.parametrize("augmentation", [{}, AUGMENTED], ids=["as in the paper", "augmented"])
+def test_same_seed_same_run(work, augmentation):
+    first, losses = work.train(recipe=recipe(**augmentation), seed=3)
+    second, again = work.train(recipe=recipe(**augmentation), seed=3)
+    assert losses == again and same_tensors(first, second)
+    assert [row["step"] for row in losses] == [7, 14, 21]
+    third, other = work.train(recipe=recipe(**augmentation), seed=4)
+    assert other != losses and not same_tensors(first, third)
+
+
+@pytest.mark.parametrize("augmentation", [{}, AUGMENTED], ids=["as in the paper", "augmented"])
+@pytest.mark.parametrize("stop", [10, 14, 1])  # in the second epoch, at its end, in the first
+def test_resumed_is_as_if_it_had_not_stopped(work, tmp_path, augmentation, stop):
+    settings = recipe(4, lr_scheduler_type="cosine", **augmentation)
+    whole, losses = work.train(recipe=settings, seed=3)
+    work.train(
+        recipe=settings, seed=3, max_train_steps=stop, checkpoint_dir=tmp_path, checkpointing_steps=stop
+    )
+    resumed, rest = work.train(
+        recipe=settings, seed=3, checkpoint_dir=tmp_path, resume_from=finished_checkpoints(tmp_path)[-1]
+    )
+    assert rest == losses and same_tensors(whole, resumed)
+
+
+def test_resumed_twice_and_with_accumulated_gradients(work, tmp_path):
+    def run(**options):
+        model = work.model()
+        accelerator = fresh_accelerator(gradient_accumulation_steps=2)
+        options |= {"checkpoint_dir": tmp_path, "seed": 1}
+        return model, without_speed(train(accelerator, model, work.task(model), recipe(4), **options))
+
+    whole, losses = run()
+    run(
+        max_train_steps=5, checkpointing_steps=3
+    )  # step 3 is between the batches of one optimiser step: 4 is kept
+    assert [path.name for path in finished_checkpoints(tmp_path)] == ["step_0000004"]
+    run(max_train_steps=16, checkpointing_steps=6, resume_from=finished_checkpoints(tmp_path)[-1])
+    resumed, rest = run(resume_from=finished_checkpoints(tmp_path)[-1])
+    assert rest == losses and same_tensors(whole, resumed)
+
+
+def test_the_history_says_what_was_learned_at_which_rate(work):
+    settings = recipe(3, lr_drop_epochs=[2, 3])
+    rows = work.train(recipe=settings)[1]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([1e-2, 1e-3, 1e-4])
+    assert all(math.isfinite(row["loss"]) and 0 <= row["accuracy"] <= 1 for row in rows)
+
+
+def test_it_learns(work):
+    """Alpha, batch norm and classifier of a tiny random network fit the toy corpus better than chance."""
+    settings = recipe(30, learning_rate=0.1, weight_decay=0.0, lr_drop_epochs=[20])
+    rows = work.train(recipe=settings)[1]
+    assert rows[-1]["loss"] < 0.75 * rows[0]["loss"]
+    assert rows[-1]["accuracy"] > 0.5
+
+
+def test_alone_is_the_same_as_one_process(work):
+    together, losses = work.train(seed=2)
+    alone, others = work.train(seed=2, alone=True)
+    assert losses == others and same_tensors(together, alone)
+
+
+def test_after_mixed_precision_the_network_answers_in_full(work):
+    model = work.model()
+    task, plain = work.task(model), work.model()
+    accelerator = fresh_accelerator(mixed_precision="bf16")
+    train(accelerator, model, task, recipe(1), seed=0)
+    plain.load_state_dict(model.state_dict())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert (predict(model, task, device=CPU) == predict(plain, task, device=CPU)).all()
+
+
+# ---- what is frozen
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_what_the_method_trains_moves(work, method):
+    before = work.model(method).state_dict()
+    model, _ = work.train(method)
+    learned = {name.rsplit(".", 1)[0] for name, p in model.named_parameters() if p.requires_grad}
+    for name, tensor in model.state_dict().items():
+        moved = not torch.equal(tensor, before[name])
+        assert moved == (name.rsplit(".", 1)[0] in learned), name
+    statistics = [name for name in before if name.endswith(("running_mean", "running_var"))]
+    moving = {name for name in statistics if not torch.equal(model.state_dict()[name], before[name])}
+    if METHODS[method].makes_adapter:  # of the two domains in memory only the active one's
+        assert moving == {name for name in statistics if ".toy." in name}
+    else:
+        assert moving == (set() if method == "feature_extractor" else set(statistics))
+
+
+@pytest.mark.parametrize("name", ["shared", "statistics of another domain"])
+def test_a_frozen_tensor_that_moves_is_noticed(work, name):
+    model = work.model()
+    domain = model.s2e.domains[model.config.base_domain]
+    frozen = model.s2e.shared.stem.weight if name == "shared" else domain.stem.bn.running_var
+
+    def tamper(row):
+        with torch.no_grad():
+            frozen.view(-1)[0] += 1e-6
+
+    with pytest.raises(TrainingError, match="frozen tensor changed"):
+        work.train(model=model, on_epoch=tamper)
+
+
+# ---- what goes wrong
+
+
+def test_nan_stops_and_leaves_the_last_good_checkpoint(work, tmp_path):
+    model = work.model()
+
+    def spoil(row):
+        if row["epoch"] == 2:
+            with torch.no_grad():
+                model.heads["toy"].bias.fill_(torch.nan)
+
+    with pytest.raises(TrainingError, match=r"not finite|The loss is nan") as error:
+        work.train(model=model, checkpoint_dir=tmp_path, checkpointing_steps=4, on_epoch=spoil)
+    assert "step_0000012" in str(error.value)
+    good = finished_checkpoints(tmp_path)
+    assert [path.name for path in good] == ["step_0000008", "step_0000012"]
+    resumed, _ = work.train(checkpoint_dir=tmp_path, resume_from=good[-1])
+    assert all(p.isfinite().all() for p in resumed.parameters())
+
+
+def test_a_learning_rate_that_explodes(work, tmp_path):
+    with pytest.raises(TrainingError, match="Weights are not finite by step 1. There is no checkpoint yet"):
+        work.train(recipe=recipe(learning_rate=1e40), checkpoint_dir=tmp_path, checkpointing_steps=1)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TrainingError, match="The loss is nan by step .*lower the learning rate"):
+        work.train(recipe=recipe(learning_rate=1e38))
+
+
+def test_no_utterances(work):
+    model = work.model()
+    with pytest.raises(TrainingError, match="nothing to train on"):
+        train(fresh_accelerator(), model, work.task(model, []), recipe())
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left")]
+)
+def test_a_full_disk(work, tmp_path, monkeypatch, failure):
+    from accelerate import Accelerator
+
+    save, saved = Accelerator.save_state, []
+
+    def save_until_full(self, folder, **options):
+        if saved:
+            (tmp_path / f"{folder}/model.safetensors").write_bytes(b"half")
+            raise failure
+        saved.append(folder)
+        return save(self, folder, **options)
+
+    monkeypatch.setattr(Accelerator, "save_state", save_until_full)
+    with pytest.raises(TrainingError, match=r"step 8 cannot be written \(.*No space left.*step_0000004"):
+        work.train(checkpoint_dir=tmp_path, checkpointing_steps=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_0000004"]
+
+
+def test_a_half_written_checkpoint_is_not_one(work, tmp_path):
+    work.train(max_train_steps=8, checkpoint_dir=tmp_path, checkpointing_steps=4)
+    (tmp_path / "step_0000012.part").mkdir()
+    (tmp_path / "step_0000012.part" / "progress.json").write_text('{"step": 12}')
+    (tmp_path / "step_0000016").mkdir()
+    assert [path.name for path in finished_checkpoints(tmp_path)] == ["step_0000004", "step_0000008"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "progress.json"])
+def test_a_damaged_checkpoint_is_refused(work, tmp_path, file):
+    work.train(max_train_steps=4, checkpoint_dir=tmp_path, checkpointing_steps=4)
+    checkpoint = tmp_path / "step_0000004"
+    content = (checkpoint / file).read_bytes()
+    (checkpoint / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(TrainingError, match=r"step_0000004 cannot be read"):
+        work.train(checkpoint_dir=tmp_path, resume_from=checkpoint)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"recipe": recipe(learning_rate=0.5)}, "learning_rate"),
+        ({"seed": 9}, "seed 0, not 9"),
+        ({"method": "bn_only"}, "cannot be read|frozen"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(work, tmp_path, change, said):
+    work.train(recipe=recipe(), max_train_steps=4, checkpoint_dir=tmp_path, checkpointing_steps=4)
+    with pytest.raises(TrainingError, match=said):
+        work.train(**{"recipe": recipe(), **change}, resume_from=finished_checkpoints(tmp_path)[-1])
+
+
+# ---- the loss
+
+
+def first_loss(work, **options) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """The loss of one step over all segments, with the posteriors before it and the labels."""
+    settings = Recipe(num_train_epochs=1, per_device_train_batch_size=1000, **options)
+    model = work.model(recipe=settings)
+    model.s2e.requires_grad_(False)  # so that batch norm, too, answers as at evaluation
+    task = work.task(model)
+    rows = train(fresh_accelerator(), model, task, settings, seed=0)
+    before = work.model(recipe=settings)
+    data = SegmentDataset(task.store, task.labels, task.utterances, task.front_end)
+    return rows[0]["loss"], torch.cat(run_segments(before, task, device=CPU)), data.labels
+
+
+def test_label_smoothing_stays_within_the_domain(work):
+    loss, log_posteriors, labels = first_loss(work, label_smoothing=0.2)
+    assert log_posteriors.shape[1] == 4  # not the speaker domain's five classes, nor both
+    right = log_posteriors[torch.arange(len(labels)), labels].mean()
+    assert loss == pytest.approx(float(-0.8 * right - 0.2 * log_posteriors.mean()), abs=1e-5)
+
+
+def test_without_smoothing_it_is_cross_entropy(work):
+    loss, log_posteriors, labels = first_loss(work)
+    assert loss == pytest.approx(float(F.nll_loss(log_posteriors, labels)), abs=1e-5)
+
+
+def test_mixup_mixes_targets_as_it_mixes_segments():
+    augment = Augment(Recipe(mixup=0.4), seed=0, device=CPU)
+    spectrograms = torch.eye(6)[:, :, None].expand(6, 6, 3)  # segment i has only bin i
+    mixed, targets = augment.mix(spectrograms, torch.eye(6))
+    assert torch.allclose(mixed[:, :, 0], targets)
+    assert torch.allclose(targets.sum(dim=1), torch.ones(6))
+    assert ((targets > 0.01) & (targets < 0.99)).any()
+
+
+def test_mixups_share_is_a_beta_variable():
+    augment = Augment(Recipe(mixup=0.3), seed=0, device=CPU)
+    augment.generator.manual_seed(1)
+    mixed, _ = augment.mix(torch.arange(2.0).repeat(10_000)[:, None, None], torch.zeros(20_000, 1))
+    share = mixed.flatten()[mixed.flatten().frac() != 0]  # of a 1 with a 0, or of a 0 with a 1
+    assert len(share) > 8_000
+    assert float(share.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(share.var()) == pytest.approx(0.25 / 1.6, abs=0.01)  # 1 / (4 (2 c + 1))
+
+
+# ---- results
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_makes_a_repo_that_answers(work, tmp_path, method):
+    model, _ = work.train(method)
+    if METHODS[method].makes_adapter:
+        model.save_adapter(tmp_path, "toy")
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["method"] == method
+        assert config["use_shared"] is (method != "adapter_only")
+    else:
+        model.save_pretrained(tmp_path)
+    expected = predict(model, work.task(model), device=CPU)
+    again = S2EForAudioClassification.from_pretrained(tmp_path)
+    assert [again.config.id2label[i] for i in range(4)] == work.labels
+    found = predict(again, work.task(again), device=CPU)
+    assert abs(found - expected).max() < 1e-5
+    classify = pipeline("audio-classification", model=str(tmp_path), pipeline_class=S2EPipeline, device="cpu")
+    answer = classify(work.corpus[7]["audio"]["path"])
+    assert {a["label"]: a["score"] for a in answer} == pytest.approx(
+        dict(zip(work.labels, expected[7].tolist())), abs=1e-4
+    )
+
+
+def test_an_adapter_of_a_changed_base_cannot_be_saved(work, tmp_path):
+    model = work.model()
+    with torch.no_grad():
+        model.s2e.shared.stem.weight += 1
+    with pytest.raises(S2EAdapterError, match="changed since"):
+        model.save_adapter(tmp_path, "toy")
