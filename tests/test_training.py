@@ -159,28 +159,27 @@ def test_a_frozen_tensor_that_moves_is_noticed(work, name):
 # ---- what goes wrong
 
 
-def test_nan_stops_and_leaves_the_last_good_checkpoint(work, tmp_path):
-    model = work.model()
-
+def spoil_after_two_epochs(model):
     def spoil(row):
         if row["epoch"] == 2:
             with torch.no_grad():
                 model.heads["toy"].bias.fill_(torch.nan)
 
-    with pytest.raises(TrainingError, match=r"not finite|The loss is nan") as error:
-        work.train(model=model, checkpoint_dir=tmp_path, checkpointing_steps=4, on_epoch=spoil)
-    assert "step_0000012" in str(error.value)
-    good = finished_checkpoints(tmp_path)
-    assert [path.name for path in good] == ["step_0000008", "step_0000012"]
-    resumed, _ = work.train(checkpoint_dir=tmp_path, resume_from=good[-1])
+    return spoil
+
+
+@pytest.mark.parametrize("every, good, said", [(4, 12, "The loss is nan"), (7, 7, "Weights are not finite")])
+def test_nan_stops_and_leaves_the_last_good_checkpoint(work, tmp_path, every, good, said):
+    model, options = work.model(), {"checkpoint_dir": tmp_path, "checkpointing_steps": every}
+    with pytest.raises(TrainingError, match=rf"{said} by step .* The last good .*step_00000{good:02d}"):
+        work.train(model=model, on_epoch=spoil_after_two_epochs(model), **options)
+    assert finished_checkpoints(tmp_path)[-1].name == f"step_00000{good:02d}"
+    resumed, _ = work.train(resume_from=finished_checkpoints(tmp_path)[-1])
     assert all(p.isfinite().all() for p in resumed.parameters())
 
 
-def test_a_learning_rate_that_explodes(work, tmp_path):
-    with pytest.raises(TrainingError, match="Weights are not finite by step 1. There is no checkpoint yet"):
-        work.train(recipe=recipe(learning_rate=1e40), checkpoint_dir=tmp_path, checkpointing_steps=1)
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(TrainingError, match="The loss is nan by step .*lower the learning rate"):
+def test_a_learning_rate_that_explodes(work):
+    with pytest.raises(TrainingError, match=r"The loss is nan by step .*lower the learning rate"):
         work.train(recipe=recipe(learning_rate=1e38))
 
 

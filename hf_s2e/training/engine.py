@@ -136,7 +136,7 @@ def train(
             f"{accelerator.num_processes} processes: lower --per_device_train_batch_size."
         )
     scheduler = make_scheduler(optimizer, recipe, len(loader))
-    if checkpoint_dir is not None:
+    if not alone:  # a process of many trainings writes no checkpoints
         accelerator.register_for_checkpointing(scheduler)
     spectrograms = Spectrograms(task, recipe, accelerator.device)
     total = recipe.num_train_epochs * len(loader)
