@@ -52,6 +52,7 @@ class Arguments(RunArguments):
         default=None, metadata={"help": "by default the recipe's file name, or `paper`"}
     )
     per_device_eval_batch_size: int = 128
+    report_only: bool = field(default=False, metadata={"help": "write the tables of the runs that are finished"})
 
 
 @dataclass(frozen=True)
@@ -217,11 +218,14 @@ def main(argv: list[str] | None = None) -> None:
         classes = dataset.features["label"].names
         check_settings(folder, settings, {m: start_of(m, args, classes, recipe) for m in methods})
         protocol.save(folder / "protocol.json")
-        write_json(folder / "environment.json", environment(accelerator))
     accelerator.wait_for_everyone()
     jobs = list(list_jobs(methods, protocol, args.runs))
     missing = [job for job in jobs if not (folder / "folds" / f"{job.name}.parquet").is_file()]
     accelerator.print(f"{len(jobs)} fold-runs, {len(jobs) - len(missing)} finished before")
+    if args.report_only:
+        missing = []
+    elif accelerator.is_main_process:
+        write_json(folder / "environment.json", environment(accelerator))
     for job in missing[accelerator.process_index :: accelerator.num_processes]:
         with readable_errors(f"{job.name}: "):
             keep(folder / "folds", job, *run_job(job, accelerator, dataset, store, protocol, args, recipe))
