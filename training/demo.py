@@ -7,6 +7,7 @@ speakers named in HELD_OUT (by default the last two) take no part in the trainin
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ def adapt(args: argparse.Namespace, held_out: str, folder: Path) -> None:
     settings = SETTINGS | {"num_train_epochs": EPOCHS.get(args.corpus, 1)}
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    # accelerate gives a process one thread, unless told otherwise
+    command += ["--num_cpu_threads_per_process", str(os.cpu_count() or 1)]
     command += [str(Path(__file__).with_name("adapt.py")), "--method", "residual_adapter"]
     command += ["--corpus", args.corpus, "--model_name_or_path", str(BASE), "--output_dir", str(folder)]
     command += ["--eval_speakers", held_out] + (["--data_dir", args.data_dir] if args.data_dir else [])
