@@ -1,9 +1,9 @@
-"""The whole job once: adapt the speaker-trained base to a corpus, write the adapter repo, classify unseen speakers.
+"""The whole job once: adapt the speaker-trained base, write the adapter repo, classify unseen speakers.
 
     python training/demo.py [--corpus toy] [--data_dir DIR] [--output_dir out/demo]
 
-With no data at hand the corpus is `toy`, which the package makes itself: for trying things out, not a result. The
-speakers named in HELD_OUT (by default the last two) take no part in the training.
+With no data at hand the corpus is `toy`, which the package makes itself: for trying things out, not a
+result. The speakers named in HELD_OUT (by default the last two) take no part in the training.
 """
 
 import argparse
@@ -33,7 +33,16 @@ def adapt(args: argparse.Namespace, held_out: str, folder: Path) -> None:
     """training/adapt.py, started as a user would; raises CalledProcessError where it fails."""
     settings = SETTINGS | {"num_train_epochs": EPOCHS.get(args.corpus, 1)}
     command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += [
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
     # accelerate gives a process one thread, unless told otherwise
     command += ["--num_cpu_threads_per_process", str(os.cpu_count() or 1)]
     command += [str(Path(__file__).with_name("adapt.py")), "--method", "residual_adapter"]
@@ -54,7 +63,9 @@ def classify(folder: Path, dataset) -> Iterator[tuple[str, str, list[dict]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", default="toy")
     parser.add_argument("--data_dir")
     parser.add_argument("--held_out", help="speakers to classify afterwards: a,b")
@@ -78,13 +89,12 @@ def main() -> None:
         np.array([names.index(answer[0]["label"]) for _, _, answer in rows]),
         len(names),
     )
-    print(
-        f"\n{len(rows)} clips of speakers {held_out}, who took no part in the training; {len(names)} classes\n"
-        f"UA {100 * result['ua']:.1f} %   WA {100 * result['wa']:.1f} %   (chance: UA {100 / len(names):.1f} %)\n"
-        f"The adapter repo is {folder}"
-    )
+    ua, wa = 100 * result["ua"], 100 * result["wa"]
+    print(f"\n{len(rows)} clips of speakers {held_out}, who took no part in the training; {len(names)} classes")
+    print(f"UA {ua:.1f} %   WA {wa:.1f} %   (chance: UA {100 / len(names):.1f} %)")
+    print(f"The adapter repo is {folder}")
     if args.corpus == "toy":
-        print("The toy corpus is synthetic: this shows that everything works, and says nothing about real speech.")
+        print("The toy corpus is synthetic: everything works, which says nothing about real speech.")
 
 
 if __name__ == "__main__":
