@@ -90,8 +90,8 @@ def main() -> None:
         len(names),
     )
     ua, wa = 100 * result["ua"], 100 * result["wa"]
-    print(f"\n{len(rows)} clips of speakers {held_out}, who took no part in the training; {len(names)} classes")
-    print(f"UA {ua:.1f} %   WA {wa:.1f} %   (chance: UA {100 / len(names):.1f} %)")
+    print(f"\n{len(rows)} clips of speakers {held_out}, who took no part in the training")
+    print(f"UA {ua:.1f} %   WA {wa:.1f} %   ({len(names)} classes, chance: UA {100 / len(names):.1f} %)")
     print(f"The adapter repo is {folder}")
     if args.corpus == "toy":
         print("The toy corpus is synthetic: everything works, which says nothing about real speech.")

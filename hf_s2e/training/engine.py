@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import DynamoBackend
 from torch.utils.data import DataLoader
 
 from ..adapter_files_s2e import tensors_sha256
@@ -125,8 +126,8 @@ def train(
     torch.backends.cudnn.benchmark = on_gpu  # shapes are fixed
     model.to(accelerator.device)
     optimizer = make_optimizer(model, recipe)
-    if alone:  # evaluation mode: mixed precision and compilation as elsewhere, but no DistributedDataParallel
-        wrapped = accelerator.prepare_model(model, evaluation_mode=True)
+    if alone:
+        wrapped = _compiled(accelerator, model)
         optimizer = accelerator.prepare_optimizer(optimizer)
     else:
         wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
@@ -179,7 +180,8 @@ class _Run:
         if self.recipe.mixup:
             inputs, targets = augment.mix(inputs, targets)
         with self.accelerator.accumulate(self.model):
-            logits = self.model(input_values=inputs).logits
+            with self.accelerator.autocast():
+                logits = self.model(input_values=inputs).logits
             loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
             self.accelerator.backward(loss)
             self.optimizer.step()
@@ -244,6 +246,16 @@ def _loop(
                 break
     bar.close()
     return history
+
+
+def _compiled(accelerator: Accelerator, model: torch.nn.Module) -> torch.nn.Module:
+    """The model as accelerate would compile it, but not wrapped for mixed precision or several processes.
+
+    The wrapper is another function for every model: torch would compile each fold-run's network anew, and give up
+    after the eighth.
+    """
+    plugin = accelerator.state.dynamo_plugin
+    return model if plugin.backend == DynamoBackend.NO else torch.compile(model, **plugin.to_kwargs())
 
 
 def _keep_freed_memory() -> None:
