@@ -52,7 +52,9 @@ class Arguments(RunArguments):
         default=None, metadata={"help": "by default the recipe's file name, or `paper`"}
     )
     per_device_eval_batch_size: int = 128
-    report_only: bool = field(default=False, metadata={"help": "write the tables of the runs that are finished"})
+    report_only: bool = field(
+        default=False, metadata={"help": "write the tables of the runs that are finished"}
+    )
 
 
 @dataclass(frozen=True)

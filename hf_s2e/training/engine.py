@@ -251,8 +251,8 @@ def _loop(
 def _compiled(accelerator: Accelerator, model: torch.nn.Module) -> torch.nn.Module:
     """The model as accelerate would compile it, but not wrapped for mixed precision or several processes.
 
-    The wrapper is another function for every model: torch would compile each fold-run's network anew, and give up
-    after the eighth.
+    The wrapper is another function for every model: torch would compile each fold-run's network anew, and
+    give up after the eighth.
     """
     plugin = accelerator.state.dynamo_plugin
     return model if plugin.backend == DynamoBackend.NO else torch.compile(model, **plugin.to_kwargs())
