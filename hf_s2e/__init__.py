@@ -6,6 +6,7 @@ from .adapter_files_s2e import S2EAdapterError
 from .configuration_s2e import S2EConfig
 from .feature_extraction_s2e import S2EFeatureExtractor, S2EFrontEnd
 from .modeling_s2e import S2EForAudioClassification, S2EModel
+from .pipeline import S2EPipeline  # registers the task "speech-emotion-recognition"
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,10 +24,3 @@ AutoModel.register(S2EConfig, S2EModel, exist_ok=True)
 AutoModelForAudioClassification.register(S2EConfig, S2EForAudioClassification, exist_ok=True)
 AutoFeatureExtractor.register(S2EConfig, S2EFeatureExtractor, exist_ok=True)
 
-
-def __getattr__(name: str):
-    if name == "S2EPipeline":  # its module decodes audio; the network alone needs none of that
-        from .pipeline import S2EPipeline
-
-        return S2EPipeline
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

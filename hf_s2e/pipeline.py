@@ -30,7 +30,7 @@ class S2EPipeline(AudioClassificationPipeline):
     """Audio classification that reads, mixes down and resamples by itself, in bounded memory.
 
     Made by `pipeline("audio-classification", model=X, pipeline_class=S2EPipeline)`, by
-    `pipeline("speech-emotion-recognition", model=X)` once this module is imported, or directly from a model.
+    `pipeline("speech-emotion-recognition", model=X)` once the package is imported, or directly from a model.
     A sound is cut into blocks of segments, each with the context that its outer frames need, so that an hour
     is answered with the same posterior as if it were held at once.
 
