@@ -142,7 +142,9 @@ def train(
     spectrograms = Spectrograms(task, recipe, accelerator.device)
     total = recipe.num_train_epochs * len(loader)
     total = total if max_train_steps is None else min(total, max_train_steps)
-    run = _Run(accelerator, wrapped, optimizer, scheduler, spectrograms, recipe, seed)
+    run = _Run(
+        accelerator, wrapped, optimizer, scheduler, spectrograms, recipe, seed, model.config.num_labels
+    )
     settings = {**asdict(recipe), "seed": seed, "segments": len(data), "frozen filters": frozen}
     settings["processes"] = accelerator.num_processes
     checkpoints = Checkpoints(accelerator, checkpoint_dir, checkpointing_steps, settings)
@@ -166,6 +168,7 @@ class _Run:
     spectrograms: Spectrograms
     recipe: Recipe
     seed: int
+    num_classes: int
     step: int = 0
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,10 +192,6 @@ class _Run:
             self.optimizer.zero_grad()
         self.step += 1
         return loss.detach(), (logits.detach().argmax(dim=-1) == labels).sum()
-
-    @property
-    def num_classes(self) -> int:
-        return self.accelerator.unwrap_model(self.model).config.num_labels
 
 
 def _loop(
