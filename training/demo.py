@@ -21,6 +21,7 @@ import hf_s2e  # noqa: F401 (registers the model with transformers)
 from hf_s2e.audio import load_audio
 from hf_s2e.corpora import load_corpus
 from hf_s2e.metrics import scores
+from hf_s2e.training.script import readable_errors
 
 BASE = Path(__file__).resolve().parents[1] / "hub_cards" / "s2e-resnet20-adapter"
 HELD_OUT = {"emodb": "03,08", "ravdess": "01,02,03,04"}  # a man and a woman of EmoDB
@@ -30,7 +31,7 @@ EPOCHS = {"toy": 5}
 
 
 def adapt(args: argparse.Namespace, held_out: str, folder: Path) -> None:
-    """training/adapt.py, started as a user would; raises CalledProcessError where it fails."""
+    """training/adapt.py, started as a user would; its failure ends the demo with its exit code."""
     settings = SETTINGS | {"num_train_epochs": EPOCHS.get(args.corpus, 1)}
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += [
@@ -50,7 +51,8 @@ def adapt(args: argparse.Namespace, held_out: str, folder: Path) -> None:
     command += ["--eval_speakers", held_out] + (["--data_dir", args.data_dir] if args.data_dir else [])
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     print("$", " ".join(command), flush=True)
-    subprocess.run(command, check=True)
+    if code := subprocess.run(command).returncode:
+        sys.exit(code)
 
 
 def classify(folder: Path, dataset) -> Iterator[tuple[str, str, list[dict]]]:
@@ -71,7 +73,8 @@ def main() -> None:
     parser.add_argument("--held_out", help="speakers to classify afterwards: a,b")
     parser.add_argument("--output_dir", default="out/demo")
     args = parser.parse_args()
-    dataset = load_corpus(args.corpus, data_dir=args.data_dir)
+    with readable_errors():
+        dataset = load_corpus(args.corpus, data_dir=args.data_dir)
     speakers = sorted(set(dataset["speaker"]))
     held_out = args.held_out or HELD_OUT.get(args.corpus) or ",".join(speakers[-2:])
     folder = Path(args.output_dir, f"s2e-{args.corpus}")
