@@ -44,11 +44,10 @@ AUGMENTED = {
 }
 
 
-def save_base(folder: Path, seed: int = 0, **options) -> str:
+def save_base(folder: Path, seed: int = 0, **options) -> None:
     """A tiny speaker-trained network, as pretrain.py would leave it."""
     torch.manual_seed(seed)
     S2EForAudioClassification(tiny_config(**FRONT_END, **options)).save_pretrained(folder)
-    return str(folder)
 
 
 @dataclass
@@ -58,8 +57,10 @@ class Workplace:
     folder: Path
 
     def __post_init__(self):
-        self.adapter = save_base(self.folder / "adapter", repo_id="hf-s2e/adapter")
-        self.plain = save_base(self.folder / "plain", adapters=False, repo_id="hf-s2e/plain")
+        self.adapter, self.plain = str(self.folder / "adapter"), str(self.folder / "plain")
+        if not (self.folder / "adapter").is_dir():
+            save_base(self.folder / "adapter", repo_id="hf-s2e/adapter")
+            save_base(self.folder / "plain", adapters=False, repo_id="hf-s2e/plain")
 
     def base(self, method: str) -> str:
         return self.adapter if METHODS[method].base == "adapter" else self.plain
@@ -100,6 +101,14 @@ class Workplace:
         model = model or self.model(method, recipe)
         history = train(fresh_accelerator(), model, self.task(model), recipe, **options)
         return model, without_speed(history)
+
+
+def train_parts(work: Workplace, accelerator: Accelerator, parts: tuple[str, ...], batch_size: int):
+    """An adapter of which only these parts learn, for two epochs."""
+    model = work.model()
+    model.train_adapter("toy", parts=parts)
+    recipe = Recipe(num_train_epochs=2, per_device_train_batch_size=batch_size)
+    return model, without_speed(train(accelerator, model, work.task(model), recipe, seed=5))
 
 
 def without_speed(history: list[dict]) -> list[dict]:
