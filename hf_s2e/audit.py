@@ -39,7 +39,8 @@ def audit(dataset, *, protocol=None) -> dict:
     Severity is "error" for what makes results wrong, "warning" for what one has to know. Files are named by
     their path below the folder that all share. Kinds: unreadable, silent, clipped, duplicate_row,
     duplicate_audio, constant_duration, sampling_rate, unlabelled, empty_class, label_with_one_speaker,
-    no_speaker, speaker_overlap, speaker_predicts_label, duration_predicts_label.
+    no_speaker, speaker_overlap, speaker_predicts_label, duration_predicts_label; and from `s2e audit`
+    faulty_copy, what a strict load of the corpus refuses.
     """
     names = _file_names(dataset)
     if not names:
@@ -89,7 +90,7 @@ def _inspect(source):
     try:
         samples = load_audio(source)
     except (AudioError, OSError) as error:
-        return File(error=str(error))
+        return File(error=str(error).removeprefix(f"{source.get('path')}: "))
     loud = np.abs(samples)
     full = np.concatenate([[0], loud >= CLIPPED_LEVEL, [0]]).astype(np.int8)
     starts, ends = np.flatnonzero(np.diff(full) == 1), np.flatnonzero(np.diff(full) == -1)
@@ -142,7 +143,8 @@ def _select(names, files, condition):
 def _file_findings(names, files):
     findings = []
     if broken := [(name, file.error) for name, file in zip(names, files) if file.error]:
-        message = f"{len(broken)} files cannot be decoded; {broken[0][1]}"
+        path, reason = broken[0]
+        message = f"{len(broken)} files cannot be decoded; {path}: {reason}"
         findings.append(_finding("unreadable", "error", message, [name for name, _ in broken]))
     if silent := _select(names, files, lambda file: file.peak < SILENT_PEAK):
         message = f"{len(silent)} files have no sample above -60 dB of full scale"
@@ -315,22 +317,27 @@ def add_arguments(parser):
     parser.add_argument("corpus", help="a corpus name: emodb, ravdess, iemocap, folder, manifest, ...")
     parser.add_argument("--data-dir", help="the corpus' folder")
     parser.add_argument("--labels", help="only these classes, separated by commas")
+    options_help = """further options of load_corpus, as JSON: '{"label": "emotion"}'"""
+    parser.add_argument("--corpus-options", type=_json_object, default={}, metavar="JSON", help=options_help)
     parser.add_argument("--protocol", help="check its folds: a name (loso, 5fold, split, ...) or a JSON file")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw the report (png, pdf, svg)")
     parser.add_argument("--fail-on-findings", action="store_true", help="exit with 1 if there is any finding")
 
 
+def _json_object(text):
+    return dict(json.loads(text))
+
+
 def run(args) -> int:
     """`s2e audit`: prints the report. 0; 1 with --fail-on-findings and findings; 2 if it cannot audit."""
-    from .corpora import load_corpus
     from .reports import audit_text
 
     try:
-        options = {"labels": args.labels.split(",")} if args.labels else {}
-        # what a strict load refuses is what an audit is for; the loader's own findings go to stderr
-        dataset = load_corpus(args.corpus, data_dir=args.data_dir, strict=False, **options)
+        labels = {"labels": args.labels.split(",")} if args.labels else {}
+        dataset, faults = _load(args.corpus, args.data_dir, **(args.corpus_options | labels))
         report = audit(dataset, protocol=_protocol(args.protocol, dataset))
+        report["findings"] = faults + report["findings"]
         if args.plot:
             from .plots import plot_audit
 
@@ -341,6 +348,22 @@ def run(args) -> int:
     text = json.dumps(report, indent=1, ensure_ascii=False) if args.json else audit_text(report, args.corpus)
     print(text)
     return int(args.fail_on_findings and bool(report["findings"]))
+
+
+def _load(name, data_dir, **options):
+    """The corpus without what a strict load refuses, and a finding for that: it is what an audit is for."""
+    from .corpora import CorpusWarning, load_corpus
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = load_corpus(name, data_dir=data_dir, strict=False, **options)
+    findings = []
+    for warning in caught:
+        if issubclass(warning.category, CorpusWarning):
+            findings.append(_finding("faulty_copy", "error", str(warning.message), []))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return dataset, findings
 
 
 def _protocol(name, dataset):

@@ -12,6 +12,7 @@ import soundfile
 
 from hf_s2e import audit as audit_module
 from hf_s2e.audit import add_arguments, audit, run
+from hf_s2e.cli import main
 from hf_s2e.protocols import make_protocol
 from hf_s2e.reports import audit_text
 
@@ -89,7 +90,7 @@ def test_unreadable_files_are_named_with_the_reason(corpus):
     report = audit(corpus.dataset())
     finding = only(report, "unreadable")
     assert finding["files"] == ["003.wav", "004.wav", "005.wav"] and finding["severity"] == "error"
-    assert "003.wav" in finding["message"]
+    assert "; 003.wav: " in finding["message"] and str(corpus.folder) not in finding["message"]
     assert report["counts"]["unreadable"] == 3
 
 
@@ -257,6 +258,41 @@ def test_command_line_with_a_protocol_file(command, corpus, capsys, tmp_path):
     make_protocol("5fold", corpus.dataset(), speaker_disjoint=False).save(tmp_path / "p.json")
     assert audit_command("--protocol", str(tmp_path / "p.json"), "--json") == 0
     assert len(found(json.loads(capsys.readouterr().out), "speaker_overlap")) == 5
+
+
+def s2e(*words):
+    """The command as a user calls it, in this process."""
+    return main(["audit", *map(str, words)])
+
+
+@pytest.fixture
+def own(corpus, monkeypatch, tmp_path):
+    """The corpus with a table whose columns have names of their own, and a cache of its own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    lines = [f"{Path(row['audio']).name},{CLASSES[row['label']]},{row['speaker']}" for row in corpus.rows]
+    (corpus.folder / "list.csv").write_text("\n".join(["path,emotion,who", *lines]))
+    return corpus
+
+
+def test_the_command_takes_a_table_with_any_columns(own, capsys):
+    options = json.dumps({"label": "emotion", "speaker": "who"})
+    words = ("manifest", "--data-dir", own.folder / "list.csv", "--corpus-options", options)
+    assert s2e(*words, "--json", "--protocol", "loso") == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["files"] == 72
+    for wrong in ("label=emotion", "[1]"):
+        with pytest.raises(SystemExit):
+            s2e("manifest", "--corpus-options", wrong)
+    assert s2e(*words[:3]) == 2 and "no column 'label', only path, emotion, who" in capsys.readouterr().err
+
+
+def test_what_a_strict_load_refuses_is_a_finding(own, capsys):
+    (own.folder / "000.wav").write_bytes(b"")
+    options = json.dumps({"label": "emotion", "speaker": "who"})
+    words = ("manifest", "--data-dir", own.folder / "list.csv", "--corpus-options", options)
+    assert s2e(*words, "--json", "--fail-on-findings") == 1
+    finding = only(json.loads(capsys.readouterr().out), "faulty_copy")
+    assert "empty files or broken links: 1" in finding["message"] and "000.wav" in finding["message"]
+    assert s2e(*words, "--fail-on-findings") == 1 and "faulty_copy" in capsys.readouterr().out
 
 
 def emodb(folder, ending="flac"):
