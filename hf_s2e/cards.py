@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 
 from .adapter_files_s2e import ADAPTER_WEIGHTS, fingerprint
 from .configuration_s2e import S2EConfig
+from .reports import AUDIT_ACCURACIES
 
 BASE_WEIGHTS = "model.safetensors"
 TRAINING_FACTS = "training.json"
@@ -37,6 +38,7 @@ WEIGHTS_LICENSE = "apache-2.0"  # the package's own, where the training data lea
 OWN_NAMESPACE = "your-name"  # in the card of a repo whose base has no Hub id yet
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm: measured, not trained
 _SHARED = "s2e.shared."
+SHOWN = 3  # files that a card names for each finding of the audit
 _USED = {"speakers": "{:,} speakers", "utterances": "{:,} utterances", "hours": "{} h"}
 
 
@@ -298,13 +300,25 @@ def _confusion(matrix: list[list[int]] | None, labels: list[str]) -> list[dict[s
     return [{"label": label, "counts": row, "recall": share} for (label, row), share in zip(rows, recall)]
 
 
-def _audit(report: Mapping[str, Any] | None) -> list[str] | None:
+def _audit(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What `s2e audit --json` says, in lines: what the score is to be compared with, and the findings."""
     if report is None:
         return None
-    found = report.get("findings", [])
-    return [
-        f"{one['severity']}: {one.get('message') or one['kind']} ({len(one['files'])} files)" for one in found
-    ]
+    counts = report.get("counts", {})
+    alone = [f"{counts[key]:.1f} % from {what}" for key, what in AUDIT_ACCURACIES.items() if counts.get(key)]
+    chance = f" (chance is {counts['chance_ua']:.1f} %)" if alone else ""
+    return {
+        "alone": f"UA reached without hearing the emotion: {'; '.join(alone)}{chance}." if alone else None,
+        "findings": [
+            f"{one['severity']}, {one['kind']}: {one.get('message', '')}{_few(one['files'])}"
+            for one in report["findings"]
+        ],
+    }
+
+
+def _few(files: list[str]) -> str:
+    more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+    return f" ({', '.join(files[:SHOWN])}{more})" if files else ""
 
 
 def _there(folder: Path, name: str) -> Path:

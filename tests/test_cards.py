@@ -130,7 +130,7 @@ def test_every_number_of_the_results_is_in_the_card(repos):
         "c0ffee42",
         "speaker-disjoint",
         "10 speakers",
-        "warning: clipped samples (2 files)",
+        "warning, clipped: clipped samples (a, b)",
     ):
         assert words in text
 
@@ -176,6 +176,20 @@ def test_the_audit_beside_the_results_is_summed_up(repos):
     assert "Not recorded." in write_card(repos / "s2e-emodb", file).read_text()
     (repos / "audit.json").write_text(json.dumps({"findings": []}))
     assert "No findings" in write_card(repos / "s2e-emodb", file).read_text()
+    counts = {"ua_by_speaker": 36.4, "ua_by_duration": 41.2, "chance_ua": 33.33}
+    many = {"kind": "silent", "severity": "error", "message": "5 files are silent", "files": list("abcde")}
+    none = {"kind": "empty_class", "severity": "warning", "message": "'sad' has no utterance", "files": []}
+    (repos / "audit.json").write_text(json.dumps({"findings": [many, none], "counts": counts}))
+    text = write_card(repos / "s2e-emodb", file).read_text()
+    assert "- error, silent: 5 files are silent (a, b, c and 2 more)\n" in text
+    assert "- warning, empty_class: 'sad' has no utterance\n" in text
+    assert "36.4 % from the speaker alone" in text and "chance is 33.3 %" in text
+
+
+def test_a_card_claims_no_training_that_it_does_not_know(repos):
+    """The results may be of another recipe than the one that this repo was trained with."""
+    text = write_card(repos / "s2e-emodb", summary(recipe="other")).read_text()
+    assert "not itself tested" in text and "same recipe" not in text
 
 
 def test_a_base_shows_what_its_training_measured(repos):
