@@ -17,7 +17,10 @@ from typing import Any
 
 import numpy as np
 
-SAMPLING_RATE = 16_000  # Hz (section 3.1 of the paper)
+from .configuration_s2e import FRONT_END_DEFAULTS
+from .feature_extraction_s2e import MAX_SAMPLE
+
+SAMPLING_RATE = FRONT_END_DEFAULTS["sampling_rate"]  # Hz
 BLOCK_SECONDS = 10  # of one block; 31 MB for 8 channels at 96 kHz
 MAX_CHANNELS = 16  # an array's axis up to this size may be the channels, a longer one is time
 MIN_RATE = 1_000  # Hz; below it the number is a mistake, most often kilohertz
@@ -301,12 +304,12 @@ def _checked_mono(blocks: Iterator[np.ndarray], name: str) -> Iterator[np.ndarra
     for block in blocks:
         with np.errstate(over="ignore", invalid="ignore"):  # found by the check that follows
             mono = block.mean(axis=1, dtype=np.float32)
-        finite = np.isfinite(mono)
-        if not finite.all():
-            first = int(np.argmin(finite))
+        usable = np.abs(mono) <= MAX_SAMPLE  # NaN is not, either
+        if not usable.all():
+            first = int(np.argmin(usable))
             raise AudioError(
-                f"{name}: sample {frames + first} is NaN or infinite; expected finite samples. "
-                "Repair the recording or replace such samples by zeros."
+                f"{name}: sample {frames + first} is NaN or infinite, or beyond {MAX_SAMPLE:g}; expected "
+                "finite samples of full scale 1. Repair the recording or replace such samples by zeros."
             )
         frames += len(mono)
         peak = max(peak, float(np.abs(mono).max(initial=0.0)))

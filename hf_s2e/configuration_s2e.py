@@ -255,16 +255,13 @@ def validate_front_end(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a value that it cannot have, or two that do not go together.
     """
-    for name in (
-        "sampling_rate",
-        "window_length",
-        "hop_length",
-        "n_fft",
-        "num_bins",
-        "segment_length",
-        "segment_hop",
-    ):
+    for name in ("window_length", "hop_length", "n_fft", "num_bins", "segment_length", "segment_hop"):
         _whole(name, settings[name])
+    if settings["sampling_rate"] != FRONT_END_DEFAULTS["sampling_rate"]:
+        raise ValueError(
+            f"sampling_rate is {settings['sampling_rate']!r:.100}, but must be "
+            f"{FRONT_END_DEFAULTS['sampling_rate']} Hz: every sound is brought to that rate."
+        )
     _one_of("normalization", settings["normalization"], NORMALIZATIONS)
     window, hop, n_fft, bins = (settings[n] for n in ("window_length", "hop_length", "n_fft", "num_bins"))
     length, step, mu = (settings[n] for n in ("segment_length", "segment_hop", "mu"))

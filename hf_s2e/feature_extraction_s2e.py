@@ -4,6 +4,7 @@ One implementation in torch serves the feature extractor, training on the accele
 """
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,13 @@ import torch
 import torch.nn.functional as F
 from transformers import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.utils import logging
 
 from .configuration_s2e import FRONT_END_DEFAULTS, validate_front_end
 
+logger = logging.get_logger(__name__)
+
+MAX_SAMPLE = 1e20  # of a sample's size; far beyond it spectrograms overflow float32, and answers are NaN
 SILENCE = 1e-5  # floor of the maximum that spectrograms are divided by: silence gives zeros, not noise
 
 
@@ -133,7 +138,7 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
     @classmethod
     def from_model_config(cls, config: Any) -> "S2EFeatureExtractor":
         """The extractor that a model with this configuration was trained with."""
-        return cls(**{name: getattr(config, name) for name in FRONT_END_DEFAULTS})
+        return cls(**config.front_end)
 
     @property
     def front_end(self) -> S2EFrontEnd:
@@ -151,7 +156,8 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
         Args:
             raw_speech: 1-D float waveform(s), full scale 1: an array, a tensor, a list of floats, or a list
                 of these. A 2-D array is a batch of waveforms.
-            sampling_rate: Hz. Must be this extractor's (16000); give it, so that a wrong rate is noticed.
+            sampling_rate: Hz. Must be this extractor's (16000); give it, so that a wrong rate is noticed:
+                without it there is a warning.
             return_tensors: `"pt"` or `"np"` (the default).
 
         Returns:
@@ -161,8 +167,16 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: another sampling rate, empty audio, more than one channel, integers, NaN or infinite
                 samples.
+
+        Warns:
+            UserWarning: a waveform in which every sample is zero.
         """
-        if sampling_rate is not None and sampling_rate != self.sampling_rate:
+        if sampling_rate is None:
+            logger.warning_once(
+                f"S2EFeatureExtractor got audio without its sampling rate and takes it for "
+                f"{self.sampling_rate} Hz; pass sampling_rate=, so that a wrong rate is noticed."
+            )
+        elif sampling_rate != self.sampling_rate:
             raise ValueError(
                 f"The audio has a sampling rate of {sampling_rate} Hz, but this feature extractor takes "
                 f"{self.sampling_rate} Hz. Resample it first, or use S2EPipeline, which does."
@@ -196,13 +210,22 @@ def _as_list(raw_speech: Any) -> list:
         )
     if not raw_speech:
         raise ValueError("Empty audio: a list with no waveform in it.")
-    if isinstance(raw_speech[0], (int, float)):
+    if np.ndim(raw_speech[0]) == 0:  # one waveform, sample by sample
         return [np.asarray(raw_speech)]
     return list(raw_speech)
 
 
 def _waveform(item: Any) -> torch.Tensor:
-    waveform = item.detach() if isinstance(item, torch.Tensor) else torch.from_numpy(np.array(item))
+    is_tensor = isinstance(item, torch.Tensor)
+    waveform = item.detach() if is_tensor else np.array(item)
+    if not (waveform.is_floating_point() if is_tensor else waveform.dtype.kind == "f"):
+        raise ValueError(
+            f"A waveform of {waveform.dtype} samples: expected floats of full scale 1 (int16 samples / "
+            "32768). S2EPipeline takes integers and files too."
+        )
+    if not is_tensor:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
+            waveform = torch.from_numpy(waveform.astype(np.float32))
     if waveform.ndim != 1:
         raise ValueError(
             f"A waveform of shape {tuple(waveform.shape)}: expected one channel, (samples,). Mix the "
@@ -210,12 +233,12 @@ def _waveform(item: Any) -> torch.Tensor:
         )
     if not waveform.numel():
         raise ValueError("Empty audio: the waveform has no samples; at least one is needed.")
-    if not waveform.is_floating_point():
-        raise ValueError(
-            f"A waveform of {waveform.dtype} samples: expected floats of full scale 1 (int16 samples / "
-            "32768)."
-        )
     waveform = waveform.to(torch.float32)
-    if not torch.isfinite(waveform).all():
-        raise ValueError("The waveform has NaN or infinite samples: repair or leave out this recording.")
+    if not (waveform.abs() <= MAX_SAMPLE).all():
+        raise ValueError(
+            f"The waveform has NaN or infinite samples, or some beyond {MAX_SAMPLE:g}: expected finite "
+            "samples of full scale 1. Repair or leave out this recording."
+        )
+    if not waveform.any():
+        warnings.warn(f"Silence: all {waveform.numel()} samples of a waveform are zero.", stacklevel=3)
     return waveform

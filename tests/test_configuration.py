@@ -31,6 +31,7 @@ def test_defaults_are_the_papers():
         ({"aggregation": "vote"}, "'mean'"),
         ({"hop_length": 0}, "hop_length is 0"),
         ({"hop_length": "160"}, "hop_length is '160'"),
+        ({"sampling_rate": 8000}, "sampling_rate is 8000, but must be 16000 Hz"),
         ({"hop_length": 7}, "multiples of hop_length"),
         ({"n_fft": 32}, "n_fft=32 is too small"),
         ({"num_bins": 34}, "too small"),

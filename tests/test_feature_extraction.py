@@ -165,12 +165,43 @@ def test_any_length_and_float_type(length, dtype, kind, normalization, drop_tail
         (np.zeros((1, 2, 500), np.float32), r"expected \(samples,\)"),
         ([np.zeros((2, 500), np.float32)], "one channel"),
         ("speech.wav", "is a str"),
+        (["speech.wav", "other.wav"], r"<U10 samples.*S2EPipeline takes .* files"),
+        ([None], "object samples"),
+        (np.full(500, 1e38, np.float32), "beyond 1e\\+20"),
+        (np.full(500, 1e300), "infinite"),
         (None, "NoneType"),
     ],
 )
 def test_bad_audio_is_refused(audio, says):
     with pytest.raises(ValueError, match=says):
         S2EFeatureExtractor(**FRONT_END)(audio)
+
+
+def test_every_kind_of_float_is_taken():
+    extractor, waveform = S2EFeatureExtractor(**FRONT_END), np.linspace(-1, 1, 500, dtype=np.float32)
+    expected = extractor(waveform, sampling_rate=SECOND)["input_values"]
+    kinds = [list(waveform), tuple(waveform.tolist()), waveform.astype(">f4"), waveform.astype(np.longdouble)]
+    for other in kinds:
+        np.testing.assert_array_equal(extractor(other, sampling_rate=SECOND)["input_values"], expected)
+
+
+def test_silence_and_a_missing_sampling_rate_warn(caplog, monkeypatch):
+    import hf_s2e.feature_extraction_s2e as module
+
+    with pytest.warns(UserWarning, match="all 500 samples of a waveform are zero"):
+        assert not S2EFeatureExtractor(**FRONT_END)(np.zeros(500), sampling_rate=SECOND)["input_values"].any()
+    said = []
+    monkeypatch.setattr(module.logger, "warning_once", said.append, raising=False)
+    S2EFeatureExtractor(**FRONT_END)(np.ones(500))
+    S2EFeatureExtractor(**FRONT_END)(np.ones(500), sampling_rate=SECOND)
+    assert len(said) == 1 and "16000 Hz; pass sampling_rate=" in said[0]
+
+
+def test_the_largest_samples_that_are_taken_give_finite_spectrograms():
+    for normalization in ("segment", "utterance", "none"):
+        extractor = S2EFeatureExtractor(**FRONT_END, normalization=normalization)
+        output = extractor(np.full(500, 1e20, np.float32), sampling_rate=SECOND)
+        assert np.isfinite(output["input_values"]).all()
 
 
 def test_another_sampling_rate_is_refused():
