@@ -25,7 +25,7 @@ PLACE_KEYWORDS = ("revision", "subfolder")
 MAX_HEADER_BYTES = 100_000  # an adapter's safetensors header takes about 12,000
 MAX_CONFIG_BYTES = 1_000_000  # an adapter's config.json takes about 2,000
 # What reading and checking a damaged or hostile config.json can raise
-_BAD_CONFIG = (
+BAD_CONFIG = (
     OSError,
     ValueError,
     TypeError,
@@ -205,7 +205,7 @@ def read_adapter_config(config_class: type, source: str, where: Mapping[str, Any
         known = {"id2label", "aggregation", *FRONT_END_DEFAULTS, *ADAPTER_FIELDS}
         config = config_class(**{key: value for key, value in fields.items() if key in known})
         check_labels(config.labels_of(config.active_domain))
-    except _BAD_CONFIG as error:
+    except BAD_CONFIG as error:
         raise S2EAdapterError(
             f"Adapter {source!r}: config.json cannot be read ({_one_line(error)})."
         ) from error

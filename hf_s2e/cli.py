@@ -177,7 +177,7 @@ def describe_repo(source: str) -> dict[str, Any]:
 
 def _config_of(source: str) -> Any:
     """The config of a base or adapter; transformers itself would take any model's."""
-    from .adapter_files_s2e import fetch
+    from .adapter_files_s2e import BAD_CONFIG, fetch
     from .configuration_s2e import S2EConfig
 
     file = fetch(source, "config.json", required=False)
@@ -185,11 +185,12 @@ def _config_of(source: str) -> Any:
         raise ValueError(f"{source}: no config.json; expected the folder or Hub id of a base or adapter.")
     try:
         model_type = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
+        config = S2EConfig.from_json_file(file) if model_type == S2EConfig.model_type else None
+    except BAD_CONFIG as error:
         raise ValueError(f"{source}: config.json is damaged ({error}); fetch it again.") from error
-    if model_type != S2EConfig.model_type:
+    if config is None:
         raise ValueError(f"{source}: a model of type {model_type!r}; expected 's2e', made with this package.")
-    return S2EConfig.from_json_file(file)
+    return config
 
 
 def _about_adapter(config: Any, weights: str) -> dict[str, Any]:

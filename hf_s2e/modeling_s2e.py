@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput
 from transformers.utils.hub import extract_commit_hash
 
 from .adapter_files_s2e import FETCH_KEYWORDS, HUB_FAILURES, S2EAdapterError, fetch, find_base, place_of
@@ -110,8 +111,8 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
             **kwargs: as in transformers.
 
         Raises:
-            S2EAdapterError: an adapter does not fit its base, is damaged, or its base cannot be found; or the
-                repo's config and feature extractor disagree about the front end.
+            S2EAdapterError: an adapter does not fit its base or its base cannot be found; weights are
+                damaged; or the repo's config and feature extractor disagree about the front end.
         """
         source = str(pretrained_model_name_or_path)
         dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
@@ -126,11 +127,15 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
             return cls._adapter_from_pretrained(source, config, base_model, where, options, dtype)
         if base_model is not None:
             raise S2EAdapterError(f"{source!r} is not an adapter repo: base_model= has no meaning for it.")
-        # safetensors only: nothing here ever unpickles
-        options = {"use_safetensors": True} | options
-        model = super().from_pretrained(
-            source, *model_args, config=config, dtype=torch.float32, **where, **options
-        )
+        options["use_safetensors"] = True  # nothing here ever unpickles
+        try:
+            model = super().from_pretrained(
+                source, *model_args, config=config, dtype=torch.float32, **where, **options
+            )
+        except SafetensorError as error:
+            raise S2EAdapterError(
+                f"{source!r}: {SAFE_WEIGHTS_NAME} is not a whole safetensors file ({error}); fetch it again."
+            ) from error
         model, *info = model if isinstance(model, tuple) else (model,)  # output_loading_info=True
         if os.path.isdir(source):
             model._remember_base(os.path.abspath(Path(source, where.get("subfolder", ""))), None)
@@ -362,9 +367,8 @@ class S2EForAudioClassification(S2EPreTrainedModel):
     def _loss(self, output: S2EClassifierOutput, labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy; the logits are log posteriors already, and -inf stays outside a row's label set."""
         mixed = output.row_labels is not None
-        if (
-            mixed or labels.device.type == "cpu"
-        ):  # elsewhere the check would stall the accelerator at every step
+        # where one domain answers, the check would only stall an accelerator at every step
+        if mixed or labels.device.type == "cpu":
             sizes = torch.tensor(
                 [len(row) for row in output.row_labels] if mixed else output.logits.shape[-1],
                 device=labels.device,

@@ -130,6 +130,14 @@ def test_failures_are_one_sentence(repos, sounds, tmp_path, capsys):
         assert "damaged" in refused(*command, tmp_path)
         (tmp_path / "config.json").write_text("[]")
         assert "damaged" in refused(*command, tmp_path)
+        (tmp_path / "config.json").write_text('{"model_type": "s2e", "hidden_sizes": 5}')
+        assert "damaged" in refused(*command, tmp_path)
+        for file in (repos / "base").glob("*.json"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        (tmp_path / "model.safetensors").write_text("not tensors")
+        assert "model.safetensors is not a whole safetensors file" in refused(*command, tmp_path)
+        (tmp_path / "model.safetensors").unlink()
+        assert "model.safetensors" in refused(*command, tmp_path)
 
 
 def test_adapter_without_its_base_or_with_a_damaged_file(repos, sounds, tmp_path, capsys):

@@ -11,7 +11,7 @@ from tiny import LABELS, SHAPE, add_scrambled_adapter, segments, tiny_config, ti
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_s2e import S2EConfig, S2EForAudioClassification, S2EModel
+from hf_s2e import S2EAdapterError, S2EConfig, S2EForAudioClassification, S2EModel
 from hf_s2e.network_s2e import adapted_conv
 
 # ---- counts of the paper's network -------------------------------------------------------------------------
@@ -489,5 +489,9 @@ def test_pickled_weights_are_never_read(tmp_path):
     model.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(OSError, match="safetensors"):
+    for options in ({}, {"use_safetensors": False}):
+        with pytest.raises(OSError, match="safetensors"):
+            S2EForAudioClassification.from_pretrained(tmp_path, **options)
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors")
+    with pytest.raises(S2EAdapterError, match="not a whole safetensors file"):
         S2EForAudioClassification.from_pretrained(tmp_path)
