@@ -100,10 +100,9 @@ class S2EAdapterMixin:
         if init == "kaiming":
             for module in domain.modules():
                 if isinstance(module, nn.Conv2d):
-                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                    self._init_weights(module)
         if head is not None:
-            nn.init.kaiming_uniform_(head.weight, a=5**0.5)
-            nn.init.zeros_(head.bias)
+            self._init_weights(head)
         self._attach(adapter_name, spec, domain, head)
 
     def train_adapter(self, adapter_name: str, parts: Sequence[str] = ADAPTER_PARTS) -> None:

@@ -102,6 +102,22 @@ def test_a_base_is_saved_with_its_adapters(base, tmp_path):
     assert model.base_fingerprint == base.base_fingerprint
 
 
+@torch.no_grad()
+def test_accelerate_saves_and_restores_several_adapters(base, adapter, tmp_path):
+    from accelerate import Accelerator
+
+    add_scrambled_adapter(base, "other", ["x", "y"], pooling="mean_std")
+    x, names = segments(2), ["emo", "other"]
+    expected = base(x, adapter_names=names).logits
+    accelerator = Accelerator(cpu=True)
+    accelerator.prepare(base)
+    accelerator.save_state(tmp_path / "state")
+    scramble(base)
+    assert not torch.equal(base(x, adapter_names=names).logits, expected)
+    accelerator.load_state(tmp_path / "state")
+    assert torch.equal(base(x, adapter_names=names).logits, expected)
+
+
 def test_what_an_adapter_repo_holds(base, adapter):
     config = json.loads((adapter / "config.json").read_text())
     assert config["adapter_sha256"] == tensors_sha256(load_file(adapter / WEIGHTS))
