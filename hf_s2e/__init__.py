@@ -1,4 +1,4 @@
-"""Speech emotion recognition with residual adapters: one speaker-trained ResNet20, one light adapter per corpus."""
+"""Speech emotion recognition: one speaker-trained ResNet20, and one light residual adapter per corpus."""
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 
