@@ -6,7 +6,8 @@
 
 Each fold-run is kept in OUT/folds when it is finished, and the processes share them out; started again, the
 job goes on with those that are missing. OUT/settings.json guards the folder: another corpus, protocol, recipe
-or base is refused, further methods and runs are added.
+or base is refused, further methods and runs are added. OUT/audit.json says what a model may score by without
+hearing the emotion.
 """
 
 import json
@@ -19,6 +20,7 @@ import pandas as pd
 from accelerate.utils import set_seed
 
 from hf_s2e.adapter_files_s2e import tensors_sha256
+from hf_s2e.audit import audit
 from hf_s2e.protocols import Fold, Protocol, make_protocol
 from hf_s2e.reports import latex_table, markdown_table, summarize
 from hf_s2e.training.engine import predict, train
@@ -220,6 +222,8 @@ def main(argv: list[str] | None = None) -> None:
         classes = dataset.features["label"].names
         check_settings(folder, settings, {m: start_of(m, args, classes, recipe) for m in methods})
         protocol.save(folder / "protocol.json")
+        if not (folder / "audit.json").is_file():  # what the numbers may be due to; cards sum it up
+            write_json(folder / "audit.json", audit(dataset, protocol=protocol))
     accelerator.wait_for_everyone()
     jobs = list(list_jobs(methods, protocol, args.runs))
     missing = [job for job in jobs if not (folder / "folds" / f"{job.name}.parquet").is_file()]
