@@ -77,10 +77,10 @@ def same_files(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def run(command, timeout=240, **options):
+def run(command, timeout=240, env=None, **options):
     """What a command prints; it, and all that it started, ends with the time."""
     options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    process = subprocess.Popen(command, env=CPU, **options)
+    process = subprocess.Popen(command, env=CPU | (env or {}), **options)
     try:
         said, errors = process.communicate(timeout=timeout)
     except BaseException:
@@ -224,11 +224,11 @@ def test_tensorboard_gets_the_losses_and_no_token(work, tmp_path, name):
         assert not file.is_file() or b"hf_secret" not in file.read_bytes(), file
 
 
-def test_trackio_gets_the_losses(work, tmp_path, monkeypatch):
-    trackio = pytest.importorskip("trackio", reason="trackio is not installed (pip install 'hf-s2e[tracking]')")
-    monkeypatch.setattr(trackio.utils, "TRACKIO_DIR", tmp_path / "trackio", raising=False)
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    adapt(work, tmp_path / "out", with_tracking=True, report_to="trackio")
+def test_trackio_gets_the_losses(work, tmp_path):
+    pytest.importorskip("trackio", reason="trackio is not installed (pip install 'hf-s2e[tracking]')")
+    flags = {"model_name_or_path": work.adapter, "with_tracking": True, "report_to": "trackio", **TINY_RUN}
+    command = [sys.executable, str(SCRIPTS / "adapt.py"), *work.flags(output_dir=tmp_path / "out", **flags)]
+    run(command, env={"TRACKIO_DIR": str(tmp_path / "trackio")})
     assert list((tmp_path / "trackio").rglob("s2e*"))
 
 
