@@ -160,7 +160,14 @@ def fetch(source: str, filename: str, *, required: bool = True, **hub: Any) -> s
         S2EAdapterError: the repo or a required file cannot be had; the message says why.
     """
     try:
+        if not os.path.isdir(source):
+            validate_repo_id(source)
         path = cached_file(source, filename, _raise_exceptions_for_missing_entries=False, **hub)
+    except HFValidationError as error:
+        raise S2EAdapterError(
+            f"Cannot read {filename} of {source!r}: there is no such folder, and it cannot be a Hub id, which "
+            "is 'name' or 'namespace/name'."
+        ) from error
     except HUB_FAILURES as error:
         raise S2EAdapterError(f"Cannot read {filename} of {source!r}: {_one_line(error)}") from error
     if path is None and required:

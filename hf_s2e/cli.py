@@ -93,7 +93,11 @@ def _sound_files(given: str) -> list[str]:
     if not Path(given).is_dir():
         return [given]
     inside = sorted(Path(given).rglob("*"))
-    files = [str(f) for f in inside if f.suffix.lower() in AUDIO_EXTENSIONS and not f.name.startswith(".")]
+    files = [
+        str(file)
+        for file in inside
+        if file.suffix.lower() in AUDIO_EXTENSIONS and not file.name.startswith(".") and file.is_file()
+    ]
     if not files:
         raise ValueError(f"{given}: no sound files in this folder; expected {', '.join(AUDIO_EXTENSIONS)}.")
     return files
@@ -182,7 +186,10 @@ def _config_of(source: str) -> Any:
 
     file = fetch(source, "config.json", required=False)
     if file is None:
-        raise ValueError(f"{source}: no config.json; expected the folder or Hub id of a base or adapter.")
+        found = "no config.json in this folder"
+        if not Path(source).is_dir():
+            found = "no such folder, and no such repo on the Hub, or the Hub cannot be reached"
+        raise ValueError(f"{source}: {found}; expected the folder or Hub id of a base or adapter.")
     try:
         model_type = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
         config = S2EConfig.from_json_file(file) if model_type == S2EConfig.model_type else None

@@ -482,6 +482,8 @@ def test_no_repo_at_all(base, tmp_path):
     for source in (tmp_path, tmp_path / "nothing", "../x", "no/such/repo"):
         with pytest.raises(S2EAdapterError, match=r"config\.json"):
             base.load_adapter(source)
+    with pytest.raises(S2EAdapterError, match="there is no such folder, and it cannot be a Hub id"):
+        base.load_adapter(tmp_path / "nothing" / "here")
     assert base.adapter_names == []
 
 

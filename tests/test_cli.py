@@ -47,6 +47,7 @@ def sounds(tmp_path):
     """A folder of three sounds, one of them in a subfolder, and things that are none."""
     folder = tmp_path / "sounds"
     (folder / "deep").mkdir(parents=True)
+    (folder / "folder.wav").mkdir()
     rng = np.random.default_rng(0)
     for name, kind in (("a.wav", "WAV"), ("b.FLAC", "FLAC"), ("deep/c.ogg", "OGG")):
         soundfile.write(folder / name, 0.1 * rng.standard_normal(8000), 16000, format=kind)
@@ -124,6 +125,7 @@ def test_failures_are_one_sentence(repos, sounds, tmp_path, capsys):
     assert "no sound files" in refused("predict", tmp_path / "empty", "--model", phone)
     for command in (("predict", file, "--model"), ("info",)):
         assert "no config.json" in refused(*command, tmp_path / "empty")
+        assert "no such folder" in refused(*command, tmp_path / "absent" / "base")
         (tmp_path / "config.json").write_text('{"model_type": "wav2vec2"}')
         assert "'wav2vec2'" in refused(*command, tmp_path)
         (tmp_path / "config.json").write_text("{")
