@@ -46,9 +46,7 @@ METHODS = {
     "residual_adapter": Method("adapter", ("alpha", "bn", "fc"), adapter_inits=("zero", "source", "kaiming")),
     # the literal reading of the paper, so that one table can show both
     "residual_adapter_source": Method("adapter", ("alpha", "bn", "fc"), adapter_inits=("source",)),
-    "adapter_only": Method(
-        "adapter", ("alpha", "bn", "fc"), use_shared=False, adapter_inits=("source", "kaiming")
-    ),
+    "adapter_only": Method("adapter", ("alpha", "bn", "fc"), use_shared=False, adapter_inits=("source", "kaiming")),
     "bn_only": Method("adapter", ("bn", "fc"), adapter_inits=("source",)),
 }
 

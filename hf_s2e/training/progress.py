@@ -96,9 +96,7 @@ class Checkpoints:
         settings: what two runs must have in common for one to go on from the other's checkpoint.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, folder: Path | None, every: int | None, settings: dict[str, Any]
-    ):
+    def __init__(self, accelerator: Accelerator, folder: Path | None, every: int | None, settings: dict[str, Any]):
         self.accelerator, self.folder, self.every, self.settings = accelerator, folder, every, settings
         self.last_step = 0
 
@@ -167,6 +165,4 @@ class Checkpoints:
 
 def finished_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    return sorted(
-        path.parent for path in Path(folder).glob(f"step_*/{STATE_FILE}") if path.parent.suffix != ".part"
-    )
+    return sorted(path.parent for path in Path(folder).glob(f"step_*/{STATE_FILE}") if path.parent.suffix != ".part")

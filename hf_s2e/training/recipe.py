@@ -54,9 +54,7 @@ class Recipe:
 
     def __post_init__(self):
         if self.lr_scheduler_type not in SCHEDULES:
-            raise ValueError(
-                f"lr_scheduler_type is {self.lr_scheduler_type!r}, but must be one of {SCHEDULES}."
-            )
+            raise ValueError(f"lr_scheduler_type is {self.lr_scheduler_type!r}, but must be one of {SCHEDULES}.")
         if self.num_train_epochs < 1 or self.per_device_train_batch_size < 1:
             raise ValueError("num_train_epochs and per_device_train_batch_size must be at least 1.")
 

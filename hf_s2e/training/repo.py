@@ -18,9 +18,7 @@ def check_output(args: RepoArguments, *, adapter: bool) -> None:
     """Refuse a folder in which the result could not be written, before anything is trained."""
     other = BASE_WEIGHTS if adapter else ADAPTER_WEIGHTS
     if Path(args.output_dir, other).exists():
-        raise SystemExit(
-            f"--output_dir {args.output_dir}: holds {other}, another kind of repo: choose another folder"
-        )
+        raise SystemExit(f"--output_dir {args.output_dir}: holds {other}, another kind of repo: choose another folder")
 
 
 def write_facts(args: RepoArguments, recipe: Recipe, dataset, store: WaveStore, rows: Sequence[int], **facts):

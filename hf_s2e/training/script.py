@@ -34,18 +34,12 @@ TRACKERS = ("tensorboard", "trackio")
 class CorpusArguments:
     """The corpus, and where it is."""
 
-    corpus: str = field(
-        default="folder", metadata={"help": "a name of hf_s2e.corpora, e.g. emodb, folder, hub"}
-    )
+    corpus: str = field(default="folder", metadata={"help": "a name of hf_s2e.corpora, e.g. emodb, folder, hub"})
     data_dir: str | None = field(default=None, metadata={"help": "where its recordings are"})
     labels: str | None = field(default=None, metadata={"help": "keep only these classes: a,b,c"})
     corpus_options: str = field(default="{}", metadata={"help": "further options of load_corpus, as JSON"})
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "for the corpus index and the decoded audio"}
-    )
-    not_strict: bool = field(
-        default=False, metadata={"help": "an incomplete corpus is a warning, not an error"}
-    )
+    cache_dir: str | None = field(default=None, metadata={"help": "for the corpus index and the decoded audio"})
+    not_strict: bool = field(default=False, metadata={"help": "an incomplete corpus is a warning, not an error"})
 
 
 @dataclass
@@ -69,12 +63,8 @@ class RunArguments(CorpusArguments):
 class RepoArguments(RunArguments):
     """A run whose result is a repo."""
 
-    checkpointing_steps: int | None = field(
-        default=None, metadata={"help": "keep a checkpoint every N steps"}
-    )
-    resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "a checkpoint's folder, or `latest`"}
-    )
+    checkpointing_steps: int | None = field(default=None, metadata={"help": "keep a checkpoint every N steps"})
+    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "a checkpoint's folder, or `latest`"})
     with_tracking: bool = False
     report_to: str = field(default="tensorboard", metadata={"help": "tensorboard or trackio"})
     push_to_hub: bool = field(default=False, metadata={"help": "publish the repo, and its base if need be"})
@@ -83,9 +73,7 @@ class RepoArguments(RunArguments):
     hub_private_repo: bool = False
 
 
-def parse_arguments(
-    arguments: type, recipe: dict[str, Any], argv: Sequence[str] | None = None
-) -> tuple[Any, Recipe]:
+def parse_arguments(arguments: type, recipe: dict[str, Any], argv: Sequence[str] | None = None) -> tuple[Any, Recipe]:
     """The script's arguments and its recipe: `recipe` are the script's own defaults, then come the YAML
     file's settings, then what the command line says."""
     parser = HfArgumentParser((arguments, Recipe), allow_abbrev=False)
