@@ -5,6 +5,8 @@ Needs matplotlib (`pip install 'hf-s2e[plots]'`). The kind of file follows the p
 
 import numpy as np
 
+from .reports import origin
+
 UA_COLOUR, WA_COLOUR, GREY = "#1b6ca8", "#9ec5e3", "#8a8a8a"
 MAX_COLOURS = 20  # classes that can be told apart
 MAX_NAMED = 40  # speakers whose names still fit on an axis
@@ -36,22 +38,23 @@ def plot_confusion(matrix, classes, path, *, title=""):
 
 
 def plot_bars(summary, path, *, title=None):
-    """UA and WA of each method of a summary, with 95 % intervals, and reported figures for comparison."""
+    """UA and WA of a summary's methods and, hatched, of its references; 95 % intervals where they are known."""
     methods, references = summary["methods"], summary["references"]
-    names = [*methods, *(f"{name}\n(reported)" for name in references)]
+    names = [*methods, *(f"{name}\n({origin(reference)})" for name, reference in references.items())]
     figure, axes = _figure(7.5, 1.6 + 0.62 * len(names))
     rows = np.arange(len(names))
     for key, offset, colour in (("ua", -0.19, UA_COLOUR), ("wa", 0.19, WA_COLOUR)):
-        means = np.array([m[f"{key}_mean"] for m in methods.values()])
-        ends = np.array([m[f"{key}_ci95"] for m in methods.values()]).T
-        places = rows[: len(means)] + offset
-        axes.barh(places, means, 0.36, color=colour, label=key.upper())
+        means = [m[f"{key}_mean"] for m in methods.values()]
+        means += [reference.get(key) or np.nan for reference in references.values()]
+        ends = [one.get(f"{key}_ci95", (np.nan, np.nan)) for one in (*methods.values(), *references.values())]
+        means, ends, places = np.array(means), np.array(ends).T, rows + offset
+        own, others = np.split(np.arange(len(names)), [len(methods)])
+        axes.barh(places[own], means[own], 0.36, color=colour, label=key.upper())
+        hatched = {"alpha": 0.6, "hatch": "///", "edgecolor": "white"}
+        axes.barh(places[others], means[others], 0.36, color=colour, **hatched)
         whiskers = np.abs(ends - means)
         axes.errorbar(means, places, xerr=whiskers, fmt="none", ecolor="black", capsize=3, lw=1)
-        reported = [reference.get(key) or np.nan for reference in references.values()]
-        below = rows[len(means) :] + offset
-        axes.barh(below, reported, 0.36, color=colour, alpha=0.6, hatch="///", edgecolor="white")
-        for place, mean, end in zip([*places, *below], [*means, *reported], [*ends[1], *reported]):
+        for place, mean, end in zip(places, means, np.fmax(means, ends[1])):
             if not np.isnan(mean):
                 axes.text(end + 0.8, place, f"{mean:.1f}", va="center", fontsize=8)
     chance = 100 / len(summary["classes"])

@@ -27,7 +27,9 @@ def summarize(
         utterance, speaker, label, prediction; labels as class numbers or names. Every run of every method has
         to hold every utterance exactly once.
     protocol: a `Protocol`, or a dict with `name`, `hash`, `speaker_disjoint`.
-    trained_parameters: method -> number. references: name -> {"ua", "wa"} in percent, for the tables.
+    trained_parameters: method -> number. references: name -> {"ua", "wa"} in percent, for the tables; with
+        "measured": True where they were measured under this protocol, and then perhaps `macro_f1`, `ua_ci95`,
+        `wa_ci95`. All others are called "reported". What else they hold is kept.
 
     Each method has `ua_mean`, `ua_std`, `wa_mean`, `wa_std` (None for a single run), `macro_f1_mean`,
     `ua_ci95`, `wa_ci95`, `ua_fold_mean` and `wa_fold_mean` (mean of the folds' own scores), `recall` by
@@ -82,8 +84,8 @@ def markdown_table(summary) -> str:
             f"| {_interval(m['ua_ci95'])} | {m['runs']} | {m['trained_parameters']:,} |"
         )
     for name, reference in summary["references"].items():
-        ua, wa = _number(reference, "ua"), _number(reference, "wa")
-        lines.append(f"| *{name} (reported)* | {ua} | {wa} | | | | |")
+        ua, wa, f1, interval = _reference(reference)
+        lines.append(f"| *{name} ({origin(reference)})* | {ua} | {wa} | {f1} | {interval} | | |")
     lines += ["", _about_intervals(summary)]
     if summary["paired"]:
         lines += ["", "| a | b | UA of a minus b | 95 % interval | p |", "|---|---|---|---|---|"]
@@ -105,7 +107,7 @@ def latex_table(summary) -> str:
         for name, m in summary["methods"].items()
     ]
     references = [
-        rf"{_tex(name)} (reported) & {_number(r, 'ua')} & {_number(r, 'wa')} & & & \\"
+        rf"{_tex(name)} ({origin(r)}) & {' & '.join(_reference(r))} & \\"
         for name, r in summary["references"].items()
     ]
     text = _tex_table(
@@ -123,6 +125,11 @@ def latex_table(summary) -> str:
         header = r"a & b & UA of a minus b & 95\,\% interval & p \\"
         text += "\n" + _tex_table("llrrr", header, rows, _tex(_about_tests(summary)))
     return text
+
+
+def origin(reference) -> str:
+    """Where a reference's numbers come from, as tables and figures say it."""
+    return "measured" if reference.get("measured") else "reported"
 
 
 def audit_text(report, title="corpus") -> str:
@@ -278,6 +285,12 @@ def _spread(method, key):
 
 def _interval(ends):
     return f"{ends[0]:.1f} to {ends[1]:.1f}"
+
+
+def _reference(reference):
+    """UA, WA, macro-F1 and the interval of UA as text, empty where they are not known."""
+    interval = _interval(reference["ua_ci95"]) if "ua_ci95" in reference else ""
+    return *(_number(reference, key) for key in ("ua", "wa", "macro_f1")), interval
 
 
 def _number(reference, key):

@@ -164,6 +164,23 @@ def test_latex(summary):
     assert all(line.count("&") == 5 for line in body)
 
 
+def test_measured_references_are_called_so_and_keep_their_interval(table, tmp_path):
+    pytest.importorskip("matplotlib")
+    measured = {"ua": 70.0, "wa": 72.5, "macro_f1": 69.0, "ua_ci95": [61.2, 78.9], "wa_ci95": [63.0, 80.0]}
+    references = {"svm (own)": {**measured, "measured": True, "features": 88}, "HuBERT": {"ua": 65.4}}
+    summary = summary_of(table, references=references)
+    assert summary["references"] == references
+    markdown, latex = reports.markdown_table(summary), reports.latex_table(summary)
+    assert "| *svm (own) (measured)* | 70.00 | 72.50 | 69.00 | 61.2 to 78.9 | | |" in markdown
+    assert "| *HuBERT (reported)* | 65.40 |  |  |  | | |" in markdown
+    assert r"svm (own) (measured) & 70.00 & 72.50 & 69.00 & 61.2 to 78.9 & \\" in latex
+    assert r"HuBERT (reported) & 65.40 &" in latex
+    plots.plot_bars(summary, tmp_path / "bars.svg")
+    figure = (tmp_path / "bars.svg").read_text()
+    assert figure.count("<!-- (measured) -->") == figure.count("<!-- (reported) -->") == 1
+    plots.plot_bars(summary | {"references": {}}, tmp_path / "none.svg")
+
+
 def test_shared_speakers_are_said_in_every_table(table):
     summary = summary_of(table, protocol=PROTOCOL | {"speaker_disjoint": False})
     for text in (reports.markdown_table(summary), reports.latex_table(summary)):
