@@ -1,6 +1,7 @@
 """The loaders for one's own recordings (folder, manifest, CHEAVD, hub), and what they say about bad input."""
 
 import os
+from pathlib import Path
 
 import datasets
 import pytest
@@ -8,6 +9,8 @@ import soundfile
 from numpy import zeros
 
 from hf_s2e.corpora import CorpusError, CorpusWarning, load_corpus, unite
+from hf_s2e.protocols import make_protocol
+from hf_s2e.training.data import WaveStore
 
 UMLAUT = "Größe 大小"
 
@@ -269,6 +272,34 @@ def test_hub_faults(plant, load, tmp_path):
         load("hub", own, label="emotion")
     with pytest.raises(CorpusError, match="cannot load the dataset"):
         load("hub", tmp_path / "nowhere")
+
+
+def test_hub_audio_within_the_dataset_becomes_files(plant, load, tmp_path):
+    """As most datasets on the Hub have it: the sound in a column, and a name that leads nowhere."""
+    sounds = [(plant(name) / name).read_bytes() + bytes(4 * number) for number, name in enumerate("abcd")]
+    names = ["speaker 1/ä.wav", "speaker 2/ä.wav", None, ".."]
+    rows = [{"path": name, "bytes": sound} for name, sound in zip(names, sounds)]
+    own = datasets.Dataset.from_dict({"audio": rows, "label": list("xyxy"), "speaker": list("1122")})
+    own = own.cast_column("audio", datasets.Audio(decode=False))
+    (tmp_path / "parquet").mkdir()
+    own.to_parquet(tmp_path / "parquet" / "train.parquet")
+    for source in (own, tmp_path / "parquet"):
+        corpus = load("hub", source)
+        paths = [audio["path"] for audio in corpus["audio"]]
+        assert [Path(path).read_bytes() for path in paths] == sounds
+        assert [os.path.basename(path) for path in paths] == ["ä.wav", "ä.wav", "audio", "audio"]
+        assert all(path.startswith(str(tmp_path / "cache")) for path in paths)
+        assert labels_of(corpus) == list("xyxy") and corpus["speaker"][:] == list("1122")
+    changed = {path: os.stat(path).st_mtime_ns for path in paths}
+    Path(paths[0]).write_bytes(sounds[0][:10])  # what a full disk may leave
+    assert [audio["path"] for audio in load("hub", own)["audio"]] == paths
+    assert Path(paths[0]).read_bytes() == sounds[0]
+    assert {path: os.stat(path).st_mtime_ns for path in paths[1:]}.items() <= changed.items()
+    assert make_protocol("loso", corpus).utterances == 4  # ids that travel
+    assert len(WaveStore.build(corpus, tmp_path / "waves", progress=False).lengths) == 4
+    nothing = own.remove_columns("audio").add_column("audio", [None] * 4)
+    with pytest.raises(CorpusError, match="row 0 has no audio"):
+        load("hub", nothing.cast_column("audio", datasets.Audio(decode=False)))
 
 
 # Union

@@ -3,12 +3,16 @@
 ``data_dir`` is a Hub id, a folder that `datasets` can load or that ``save_to_disk`` wrote, or a `Dataset` or
 `DatasetDict`. Options: ``split`` (all splits by default, kept in a column), ``config`` and ``revision`` of
 the Hub dataset, the names of the columns (``audio``, ``label``, ``speaker``), ``label_map`` to translate
-labels; with ``label`` naming the speakers' column, ``num_speakers`` and ``speaker_seed``. Datasets that hold
-the encoded audio itself give it as ``bytes`` in ``audio``, read when needed.
+labels; with ``label`` naming the speakers' column, ``num_speakers`` and ``speaker_seed``. Where the dataset
+holds the encoded audio itself, as most on the Hub do, it is written to files below ``cache_dir``, once: what
+decodes in several processes, and what names utterances, goes by paths.
 """
 
+import hashlib
 import os
+import re
 import warnings
+from pathlib import Path
 
 import datasets
 
@@ -32,7 +36,7 @@ class Hub:
         dataset = _rename(_one_table(found), {"audio": audio, "label": label, "speaker": speaker})
         if num_speakers:
             labels = draw_speakers(set(dataset["speaker"]) - {None, ""}, num_speakers, speaker_seed)
-        return _encode(dataset, labels, label_map, strict)
+        return _to_files(_encode(dataset, labels, label_map, strict), cache_dir)
 
 
 def _open(source, split, config, revision, cache_dir):
@@ -118,3 +122,31 @@ def _encode(dataset: datasets.Dataset, labels, label_map, strict: bool) -> datas
     dataset = dataset.remove_columns("label")
     dataset = dataset.add_column("label", codes, feature=datasets.ClassLabel(names=names))
     return dataset.select([row for row, code in enumerate(codes) if code >= 0])
+
+
+def _to_files(dataset: datasets.Dataset, cache_dir) -> datasets.Dataset:
+    """The same with a path in every row's ``audio``; a file is named by its content and its name there."""
+    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE, "s2e_hub_audio")
+    paths, written = [], False
+    for row, audio in enumerate(dataset.select_columns("audio")):
+        path, data = ((audio["audio"] or {}).get(key) for key in ("path", "bytes"))
+        if data:
+            name = re.sub(r"[^\w. -]", "_", os.path.basename(path or ""))[-100:].lstrip(".") or "audio"
+            path = _write_once(folder / hashlib.sha256(data).hexdigest()[:32] / name, data)
+            written = True
+        elif not path:
+            raise CorpusError(f"hub: row {row} has no audio, neither a path nor the sound itself")
+        paths.append(path)
+    if not written:
+        return dataset
+    dataset = dataset.remove_columns("audio").add_column("audio", paths)
+    return dataset.cast_column("audio", datasets.Audio(decode=False))
+
+
+def _write_once(path: Path, data: bytes) -> str:
+    if not (path.is_file() and path.stat().st_size == len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # a killed run leaves no half of a file
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    return str(path)
