@@ -38,6 +38,12 @@ WEIGHTS_LICENSE = "apache-2.0"  # the package's own, where the training data lea
 OWN_NAMESPACE = "your-name"  # in the card of a repo whose base has no Hub id yet
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm: measured, not trained
 _SHARED = "s2e.shared."
+_PROTOCOLS = {  # for readers of a card; `5fold` and its like are folds of speakers
+    "loso": "leave one speaker out",
+    "session": "leave one session out, one of its speakers tested at a time",
+    "split": "the corpus' own split",
+    "emobox6": "EmoBox's folds of speakers",
+}
 SHOWN = 3  # files that a card names for each finding of the audit
 _USED = {"speakers": "{:,} speakers", "utterances": "{:,} utterances", "hours": "{} h"}
 
@@ -250,6 +256,7 @@ def _evaluation(
     return {
         **{key: results.get(key) for key in copied},
         "title": about_corpus({"name": corpus})["title"],
+        "protocol_in_words": _PROTOCOLS.get(results["protocol"]["name"], "cross-validation"),
         "method": method,
         "score": score,
         "runs": score.get("runs", 1),

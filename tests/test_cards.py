@@ -126,7 +126,7 @@ def test_every_number_of_the_results_is_in_the_card(repos):
     } <= found
     assert f"{100 * 211 / (211 + 13 + 14):.1f} %" in text
     for words in (
-        "`loso`",
+        "leave one speaker out (protocol `loso`)",
         "c0ffee42",
         "speaker-disjoint",
         "10 speakers",
