@@ -23,13 +23,6 @@ class Augment:
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
         return torch.rand(*shape, generator=self.generator, device=self.device) * (high - low) + low
 
-    def starts(self, starts: torch.Tensor, lengths: torch.Tensor, segment_length: int) -> torch.Tensor:
-        """Where segments begin: as given, or anywhere in their utterance (int64 (n,))."""
-        if not self.recipe.random_crop:
-            return starts
-        free = (lengths - segment_length).clamp(min=0)
-        return (self.uniform(len(starts)) * (free + 1)).long()
-
     def speed(self, count: int) -> torch.Tensor | None:
         width = self.recipe.speed_perturbation
         return self.uniform(count, low=1 - width, high=1 + width) if width else None
@@ -63,9 +56,7 @@ class Augment:
                 first = self.uniform(count) * (size - width)
                 position = torch.arange(size, device=self.device)
                 hidden = (position >= first[:, None]) & (position < (first + width)[:, None])
-                spectrograms = spectrograms.masked_fill(
-                    hidden[:, :, None] if dim == 1 else hidden[:, None], 0.0
-                )
+                spectrograms = spectrograms.masked_fill(hidden[:, :, None] if dim == 1 else hidden[:, None], 0.0)
         return spectrograms
 
     def mix(self, spectrograms: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from torch.utils.data import Dataset, Sampler
 
 from ..audio import AudioError, load_audio
 from ..feature_extraction_s2e import S2EFrontEnd
+from ..utterances import audio_paths
 
 FULL_SCALE = 32768.0
+MOST_WORKERS = 16
 DEVICE_LIMIT = 4 << 30  # bytes of audio that are kept on the accelerator (4 GiB: 37 h)
 
 
@@ -31,6 +34,14 @@ class WaveStore:
     waves: torch.Tensor
     offsets: torch.Tensor
     lengths: torch.Tensor
+    workers = 0  # processes that a DataLoader needs: there is nothing to decode
+
+    @classmethod
+    def of_pieces(cls, pieces: torch.Tensor) -> "WaveStore":
+        """Each row of int16 (n, samples) as an utterance."""
+        count, samples = pieces.shape
+        lengths = torch.full((count,), samples, device=pieces.device)
+        return cls(pieces.flatten(), lengths.cumsum(0) - lengths, lengths)
 
     @classmethod
     def build(cls, dataset, cache_dir: str | os.PathLike, *, progress: bool = True) -> "WaveStore":
@@ -42,8 +53,8 @@ class WaveStore:
         Raises:
             AudioError: a file cannot be read; the message names it.
         """
-        paths = [row["path"] for row in dataset["audio"]]
-        folder = Path(cache_dir, _key(paths))
+        paths = audio_paths(dataset)
+        folder = Path(cache_dir, corpus_key(paths))
         if not (folder / "index.json").is_file():
             folder.parent.mkdir(parents=True, exist_ok=True)
             partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
@@ -86,9 +97,9 @@ class WaveStore:
         time = torch.arange(samples, device=device)
         if speed is None:
             return self._read(utterances, starts[:, None] + time)
-        exact = starts[:, None] + time * speed.to(device)[:, None]
+        exact = time * speed.to(device)[:, None]
         whole = exact.floor()
-        part, whole = exact - whole, whole.long()
+        part, whole = exact - whole, starts[:, None] + whole.long()
         return self._read(utterances, whole) * (1 - part) + self._read(utterances, whole + 1) * part
 
     def _read(self, utterances: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -97,31 +108,37 @@ class WaveStore:
         return self.waves[index].float().mul_(inside).div_(FULL_SCALE)
 
 
-def _key(paths: Sequence[str]) -> str:
+def corpus_key(paths: Sequence[str]) -> str:
+    """Of these files as they are now: paths, sizes and times. AudioError where one is missing."""
     digest = hashlib.sha256()
     for path in paths:
         try:
             stat = os.stat(path)
         except OSError as error:
-            raise AudioError(
-                f"{path}: cannot be opened ({error.strerror}); the corpus has changed."
-            ) from error
+            raise AudioError(f"{path}: cannot be opened ({error.strerror}); the corpus has changed.") from error
         digest.update(f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:24]
 
 
-def _decode(path: str) -> np.ndarray:
+def decode(path: str) -> np.ndarray:
+    """int16 (samples,) at 16 kHz."""
     return np.clip(np.round(load_audio(path) * FULL_SCALE), -32768, 32767).astype(np.int16)
 
 
-def _decode_all(paths: Sequence[str], target: Path, progress: bool) -> list[int]:
+def map_files(function: Callable, paths: Sequence[str], doing: str, progress: bool) -> Iterator:
+    """What `function` makes of each file, in their order, by all cores."""
     from tqdm import tqdm
 
+    workers = min(os.cpu_count() or 1, MOST_WORKERS)
+    with ProcessPoolExecutor(workers) as pool:
+        results = pool.map(function, paths, chunksize=8)
+        yield from tqdm(results, total=len(paths), desc=doing, unit="file", disable=not progress)
+
+
+def _decode_all(paths: Sequence[str], target: Path, progress: bool) -> list[int]:
     lengths = []
-    workers = min(os.cpu_count() or 1, 16)
-    with open(target, "wb") as file, ProcessPoolExecutor(workers) as pool:
-        decoded = pool.map(_decode, paths, chunksize=8)
-        for wave in tqdm(decoded, total=len(paths), desc="decoding", unit="file", disable=not progress):
+    with open(target, "wb") as file:
+        for wave in map_files(decode, paths, "decoding", progress):
             file.write(wave.tobytes())
             lengths.append(len(wave))
     return lengths
@@ -130,12 +147,28 @@ def _decode_all(paths: Sequence[str], target: Path, progress: bool) -> list[int]
 class SegmentDataset(Dataset):
     """The training segments of some utterances: which utterance, where it begins, which class.
 
-    Reads no audio: [`WaveStore.cut`] does, on the store's device, once a batch is known.
+    From a [`WaveStore`] it reads no audio: `cut` does, on the store's device, once a batch is known. From a
+    [`LazyStore`] it reads the samples (`waves`), in a worker.
+
+    Args:
+        store: a `WaveStore` or a `LazyStore`.
+        random_crop: each segment begins anywhere in its utterance, by seed, epoch and batch.
+        speed_perturbation: lazily read pieces are so much longer, to be played faster.
     """
 
     def __init__(
-        self, store: WaveStore, labels: Sequence[int], utterances: Sequence[int], front_end: S2EFrontEnd
+        self,
+        store,
+        labels: Sequence[int],
+        utterances: Sequence[int],
+        front_end: S2EFrontEnd,
+        *,
+        random_crop: bool = False,
+        speed_perturbation: float = 0.0,
+        seed: int = 0,
     ):
+        self.store, self.front_end, self.random_crop, self.seed, self.epoch = store, front_end, random_crop, seed, 0
+        self.samples = math.ceil(front_end.segment_samples * (1 + speed_perturbation)) + 1
         utterances = torch.as_tensor(utterances, dtype=torch.int64)
         lengths = store.lengths[utterances].tolist()
         # how many segments each of the utterances has, in their order
@@ -154,11 +187,16 @@ class SegmentDataset(Dataset):
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         index = torch.as_tensor(indices)
-        return {
-            "utterance": self.utterances[index],
-            "start": self.starts[index],
-            "labels": self.labels[index],
-        }
+        utterances, starts = self.utterances[index], self.starts[index]
+        if self.random_crop:
+            draw = np.random.default_rng([self.seed % 2**32, self.epoch, *indices])
+            free = (self.store.lengths[utterances] - self.front_end.segment_length).clamp(min=0)
+            starts = (torch.from_numpy(draw.random(len(indices))) * (free + 1)).long()
+        batch = {"utterance": utterances, "start": starts, "labels": self.labels[index]}
+        if not isinstance(self.store, WaveStore):
+            begin = (starts - self.front_end.context).tolist()
+            batch["waves"] = self.store.read(utterances.tolist(), begin, self.samples)
+        return batch
 
 
 class ShuffledBatches(Sampler):

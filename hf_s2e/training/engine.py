@@ -14,10 +14,12 @@ from accelerate.utils import DynamoBackend
 from torch.utils.data import DataLoader
 
 from ..adapter_files_s2e import tensors_sha256
+from ..audio import AudioError
 from ..feature_extraction_s2e import S2EFrontEnd
 from ..modeling_s2e import S2EForAudioClassification, aggregate_segments
 from .augment import Augment
 from .data import SegmentDataset, ShuffledBatches, WaveStore
+from .lazy import LazyStore
 from .progress import Checkpoints, Meter, TrainingError
 from .recipe import Recipe, make_optimizer, make_scheduler
 
@@ -29,7 +31,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 class Task:
     """What is trained on: audio, its labels, and which utterances."""
 
-    store: WaveStore
+    store: WaveStore | LazyStore
     labels: Sequence[int]
     utterances: Sequence[int]
     front_end: S2EFrontEnd
@@ -45,20 +47,25 @@ class Spectrograms:
 
     @torch.no_grad()
     def __call__(
-        self, utterances: torch.Tensor, starts: torch.Tensor, augment: Augment | None = None
+        self,
+        utterances: torch.Tensor,
+        starts: torch.Tensor,
+        augment: Augment | None = None,
+        waves: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """int64 (n,), int64 (n,) -> float32 (n, bins, frames)"""
-        front_end, speed = self.front_end, None
-        to = {
-            "device": self.device,
-            "non_blocking": True,
-        }  # from pinned memory: nothing waits for the accelerator
-        utterances, starts = utterances.to(**to), starts.to(**to)
-        if augment is not None:
-            lengths = self.store.lengths[utterances.to(self.store.lengths.device)]
-            starts = augment.starts(starts, lengths.to(starts.device), front_end.segment_length)
-            speed = augment.speed(len(starts))
-        waves = self.store.cut(utterances, starts - front_end.context, front_end.segment_samples, speed)
+        """int64 (n,), int64 (n,) -> float32 (n, bins, frames)
+
+        Args:
+            waves: int16 (n, samples), from half a window before each start, where a worker has read them.
+        """
+        front_end, store = self.front_end, self.store
+        to = {"device": self.device, "non_blocking": True}  # from pinned memory: nothing waits
+        utterances, rows, begin = utterances.to(**to), utterances, starts - front_end.context
+        if waves is not None:
+            store = WaveStore.of_pieces(waves.to(**to))
+            rows, begin = torch.arange(len(waves)), torch.zeros_like(starts)
+        speed = None if augment is None else augment.speed(len(starts))
+        waves = store.cut(rows.to(**to), begin.to(**to), front_end.segment_samples, speed)
         waves = waves.to(**to)
         if augment is not None:
             waves = augment.waveforms(waves)
@@ -70,10 +77,26 @@ class Spectrograms:
         return spectrograms if augment is None else augment.spectrograms(spectrograms)
 
 
+def _loader(data: SegmentDataset, device: torch.device, **batches) -> DataLoader:
+    return DataLoader(
+        data,
+        collate_fn=_as_it_is,
+        num_workers=data.store.workers,
+        pin_memory=device.type == "cuda",
+        **batches,
+    )
+
+
+def _as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return batch
+
+
 def _peaks(task: Task, store: WaveStore, device: torch.device) -> torch.Tensor | None:
     """Each utterance's largest magnitude, where `normalization="utterance"` needs it."""
     if task.front_end.normalization != "utterance":
         return None
+    if not isinstance(store, WaveStore):
+        raise TrainingError("normalization='utterance' needs whole utterances: decode them once, not lazily.")
     peaks = torch.zeros(len(store.lengths), device=device)
     zero = torch.zeros(1, dtype=torch.int64)
     for utterance in set(task.utterances):
@@ -109,17 +132,23 @@ def train(
     is the same.
 
     Raises:
-        TrainingError: the loss is not finite, something frozen has changed, or a checkpoint cannot be written
-            or read.
+        TrainingError: the loss is not finite, something frozen has changed, a recording cannot be read any
+            more, or a checkpoint cannot be written or read.
     """
-    data = SegmentDataset(task.store, task.labels, task.utterances, task.front_end)
+    data = SegmentDataset(
+        task.store,
+        task.labels,
+        task.utterances,
+        task.front_end,
+        random_crop=recipe.random_crop,
+        speed_perturbation=recipe.speed_perturbation,
+        seed=seed,
+    )
     if not len(data):
         raise TrainingError("There is nothing to train on: no utterance is left.")
-    sampler = ShuffledBatches(
-        data.labels, recipe.per_device_train_batch_size, seed, balance=recipe.balance_classes
-    )
+    sampler = ShuffledBatches(data.labels, recipe.per_device_train_batch_size, seed, balance=recipe.balance_classes)
     on_gpu = accelerator.device.type == "cuda"
-    loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch, pin_memory=on_gpu)
+    loader = _loader(data, accelerator.device, batch_sampler=sampler)
     frozen = _frozen_sha256(model)
     if accelerator.device.type == "cpu":
         _keep_freed_memory()
@@ -142,15 +171,16 @@ def train(
     spectrograms = Spectrograms(task, recipe, accelerator.device)
     total = recipe.num_train_epochs * len(loader)
     total = total if max_train_steps is None else min(total, max_train_steps)
-    run = _Run(
-        accelerator, wrapped, optimizer, scheduler, spectrograms, recipe, seed, model.config.num_labels
-    )
+    run = _Run(accelerator, wrapped, optimizer, scheduler, spectrograms, recipe, seed, model.config.num_labels)
     settings = {**asdict(recipe), "seed": seed, "segments": len(data), "frozen filters": frozen}
     settings["processes"] = accelerator.num_processes
     checkpoints = Checkpoints(accelerator, checkpoint_dir, checkpointing_steps, settings)
     done = {} if resume_from is None else checkpoints.load(resume_from)
     run.step = done.get("step", 0)
-    history = _loop(run, loader, sampler, total, checkpoints, description, done, on_epoch, alone)
+    try:
+        history = _loop(run, loader, sampler, total, checkpoints, description, done, on_epoch, alone)
+    except AudioError as error:  # from a worker with its traceback, of which the last line says it
+        raise TrainingError(f"{str(error).splitlines()[-1]} {checkpoints.last_good()}") from error
     if _frozen_sha256(model) != frozen:
         raise TrainingError("A frozen tensor changed during training: this result must not be used.")
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # answer in full precision, as at the user's
@@ -176,10 +206,8 @@ class _Run:
         seed = (self.seed * 1_000_003 + self.step) * 1009 + self.accelerator.process_index
         augment = Augment(self.recipe, seed, self.accelerator.device)
         labels = batch["labels"].to(self.accelerator.device, non_blocking=True)
-        inputs = self.spectrograms(batch["utterance"], batch["start"], augment)
-        targets = torch.eye(self.num_classes, device=labels.device)[
-            labels
-        ]  # F.one_hot would wait for the device
+        inputs = self.spectrograms(batch["utterance"], batch["start"], augment, batch.get("waves"))
+        targets = torch.eye(self.num_classes, device=labels.device)[labels]  # F.one_hot would wait for the device
         if self.recipe.mixup:
             inputs, targets = augment.mix(inputs, targets)
         with self.accelerator.accumulate(self.model):
@@ -220,6 +248,7 @@ def _loop(
     while run.step < total:
         model.train()  # on_epoch may have evaluated
         sampler.epoch, batches_done = divmod(run.step, len(loader))
+        loader.dataset.epoch = sampler.epoch
         rate = run.scheduler.base_lrs[0] * run.scheduler.lr_lambdas[0](run.step - batches_done)
         meter, before = Meter(bar, run.accelerator, alone, before), None
         for batch in skip_first_batches(loader, batches_done) if batches_done else loader:
@@ -236,9 +265,7 @@ def _loop(
                     on_epoch(row)
             if checkpoints.due(run.step):
                 if not all(p.isfinite().all() for p in model.parameters()):
-                    raise TrainingError(
-                        f"Weights are not finite by step {run.step}. {checkpoints.last_good()}"
-                    )
+                    raise TrainingError(f"Weights are not finite by step {run.step}. {checkpoints.last_good()}")
                 whole = [row for row in history if row["step"] % len(loader) == 0]
                 checkpoints.save(run.step, history=whole, totals=None if whole_epoch else meter.totals())
             if run.step == total:
@@ -308,8 +335,8 @@ def run_segments(
     data = SegmentDataset(task.store, task.labels, task.utterances, task.front_end)
     spectrograms = Spectrograms(task, Recipe(), device)
     rows = []
-    loader = DataLoader(data, batch_size, collate_fn=lambda batch: batch)
+    loader = _loader(data, device, batch_size=batch_size)
     for batch in tqdm(loader, desc="recognising", unit="batch", disable=not progress):
-        inputs = spectrograms(batch["utterance"], batch["start"])
+        inputs = spectrograms(batch["utterance"], batch["start"], waves=batch.get("waves"))
         rows.append(model(input_values=inputs)[output].float().cpu())
     return torch.cat(rows).split(data.counts.tolist())

@@ -24,6 +24,7 @@ from ..feature_extraction_s2e import S2EFrontEnd
 from ..utterances import utterance_ids
 from .data import WaveStore
 from .engine import Task
+from .lazy import LazyStore
 from .progress import TrainingError, finished_checkpoints
 from .recipe import Recipe, read_recipe
 
@@ -40,6 +41,13 @@ class CorpusArguments:
     corpus_options: str = field(default="{}", metadata={"help": "further options of load_corpus, as JSON"})
     cache_dir: str | None = field(default=None, metadata={"help": "for the corpus index and the decoded audio"})
     not_strict: bool = field(default=False, metadata={"help": "an incomplete corpus is a warning, not an error"})
+    decode: str = field(
+        default="once",
+        metadata={"help": "once, into --cache_dir (115 MB an hour), or lazily, in workers, at every use"},
+    )
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "processes that decode lazily; by default the cores of each process' share"}
+    )
 
 
 @dataclass
@@ -158,8 +166,24 @@ def read_corpus(accelerator: Accelerator, args: CorpusArguments):
         ]
         keys = [f"{name}{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
         dataset = loaded[0] if len(names) == 1 else unite(dict(zip(keys, loaded)))
-        store = WaveStore.build(dataset, store_folder(args.cache_dir), progress=accelerator.is_main_process)
+        store = build_store(dataset, accelerator, args)
     return dataset, store
+
+
+def build_store(dataset, accelerator: Accelerator, args: CorpusArguments) -> WaveStore | LazyStore:
+    """The audio as `--decode` says."""
+    folder, progress = store_folder(args.cache_dir), accelerator.is_main_process
+    if args.decode == "once":
+        try:
+            return WaveStore.build(dataset, folder, progress=progress)
+        except OSError as error:
+            raise OSError(
+                f"the decoded audio cannot be kept in {folder} ({error}): choose another --cache_dir or --decode lazily"
+            ) from error
+    if args.decode != "lazily":
+        raise ValueError(f"--decode is {args.decode!r}, but must be once or lazily")
+    workers = args.dataloader_num_workers or max(1, (os.cpu_count() or 1) // accelerator.num_processes)
+    return LazyStore.build(dataset, folder, progress=progress, workers=workers)
 
 
 def split_names(names: str) -> list[str]:
