@@ -183,6 +183,7 @@ def test_many_faults_are_counted_but_not_all_shown(plant, load):
         (b"path,label\na.wav,sad,1\n", r"list.csv:2: 3 cells under 2 columns"),
         (b"path,label\na.wav,s\xe4d\n", "is not UTF-8 .* save it as UTF-8"),
         (b"path,label\nb.wav,sad\n", r"no utterance left"),
+        (b"path,label,label\na.wav,sad,mad\n", r"list.csv:1: several columns are called label"),
     ],
 )
 def test_tables_that_cannot_be_used(plant, load, content, message):
@@ -190,6 +191,23 @@ def test_tables_that_cannot_be_used(plant, load, content, message):
     (folder / "list.csv").write_bytes(content)
     with pytest.raises(CorpusError, match=message):
         load("manifest", folder / "list.csv", strict=False)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"label_map": "sad"}, "label_map is 'sad'; expected a dict"),
+        ({"speaker_pattern": "(["}, "is no regular expression"),
+        ({"speaker_pattern": "S[0-9]+"}, "has no group; put brackets around the speaker"),
+        ({"speaker_pattern": "(.)", "num_speakers": "5"}, "num_speakers='5', but there are 1 speakers"),
+    ],
+)
+@pytest.mark.parametrize("name", ["folder", "manifest"])
+def test_options_that_make_no_sense(plant, load, name, options, message):
+    folder = plant("sad/a.wav")
+    (folder / "list.csv").write_text("path,label\nsad/a.wav,sad\n")
+    with pytest.raises(CorpusError, match=message):
+        load(name, folder, **options)
 
 
 def test_manifest_is_not_guessed(plant, load, tmp_path):

@@ -283,8 +283,8 @@ def draw_speakers(speakers: Iterable[str], number: int | None, seed: int) -> lis
     speakers = sorted(speakers)
     if number is None:
         return speakers
-    if not 1 <= number <= len(speakers):
-        raise CorpusError(f"num_speakers={number}, but there are {len(speakers)} speakers")
+    if not isinstance(number, int) or not 1 <= number <= len(speakers):
+        raise CorpusError(f"num_speakers={number!r}, but there are {len(speakers)} speakers")
     return sorted(random.Random(seed).sample(speakers, number))
 
 

@@ -97,7 +97,8 @@ def read_table(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, str]]]:
     cells that a short line lacks are empty.
 
     Raises:
-        CorpusError: not UTF-8, or a line with more cells than the header; file and line are named.
+        CorpusError: not UTF-8, two columns of one name, or a line with more cells than the header; file and line
+            are named.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -105,6 +106,8 @@ def read_table(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, str]]]:
             file.seek(0)
             reader = csv.reader(file, delimiter=max(",\t;", key=header.count), skipinitialspace=True)
             columns = [name.strip() for name in next(reader, [])]
+            if twice := [name for name, number in Counter(columns).items() if name and number > 1]:
+                raise CorpusError(f"{path}:1: several columns are called {', '.join(twice)}; rename them")
             for cells in reader:
                 if len(cells) > len(columns):
                     found = f"{len(cells)} cells under {len(columns)} columns {columns}"

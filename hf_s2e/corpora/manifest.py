@@ -37,6 +37,10 @@ class Manifest(Corpus):
 
     table: Path | None = None
 
+    def __init__(self, data_dir=None, **options):
+        _check_options(options.get("label_map"), options.get("speaker_pattern"))
+        super().__init__(data_dir, **options)
+
     def locate(self, data_dir):
         given = data_dir or self.options["manifest"]
         if not given:
@@ -148,3 +152,17 @@ class Manifest(Corpus):
         if not os.path.lexists(path):
             return "missing files", path
         return None
+
+
+def _check_options(label_map, speaker_pattern) -> None:
+    if label_map is not None and not (isinstance(label_map, dict) and label_map):
+        raise CorpusError(f"label_map is {label_map!r}; expected a dict like {{'neu': 'neutral'}}")
+    try:
+        groups = speaker_pattern is None or re.compile(speaker_pattern).groups
+    except (re.error, TypeError) as error:
+        raise CorpusError(f"speaker_pattern {speaker_pattern!r} is no regular expression: {error}") from error
+    if not groups:
+        raise CorpusError(
+            f"speaker_pattern {speaker_pattern!r} has no group; put brackets around the speaker, as in "
+            "'_([FM][0-9]+)_'"
+        )
