@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 
 from .adapter_files_s2e import ADAPTER_WEIGHTS, fingerprint
 from .configuration_s2e import S2EConfig
-from .reports import AUDIT_ACCURACIES
+from .reports import AUDIT_ACCURACIES, origin
 
 BASE_WEIGHTS = "model.safetensors"
 TRAINING_FACTS = "training.json"
@@ -262,8 +262,7 @@ def _evaluation(
         "runs": score.get("runs", 1),
         "rows": [_row(name, row, bold=name == method) for name, row in results["methods"].items()],
         "references": [
-            {"name": name, "ua": _number(row.get("ua")), "wa": _number(row.get("wa"))}
-            for name, row in results.get("references", {}).items()
+            _reference(name, row, results["protocol"]["name"]) for name, row in results.get("references", {}).items()
         ],
         "paired": [_comparison(pair) for pair in pairs if method in (pair["a"], pair["b"])],
         "confusion": _confusion(score.get("confusion"), labels),
@@ -272,17 +271,31 @@ def _evaluation(
 
 
 def _row(name: str, row: Mapping[str, Any], *, bold: bool) -> dict[str, str]:
-    interval = row.get("ua_ci95")
     trained = row.get("trained_parameters")
     return {
         "name": f"**{name}**" if bold else name,
         "ua": _number(row["ua_mean"], row.get("ua_std")),
-        "ci": f"[{_number(interval[0])}, {_number(interval[1])}]" if interval else "",
+        "ci": _interval(row.get("ua_ci95")),
         "wa": _number(row["wa_mean"], row.get("wa_std")),
         "f1": _number(row.get("macro_f1_mean")),
         "runs": str(row.get("runs", "")),
         "parameters": "" if trained is None else f"{trained:,}",
     }
+
+
+def _reference(name: str, row: Mapping[str, Any], protocol: str) -> dict[str, str]:
+    where = f"measured, {protocol}" if origin(row) == "measured" else "as reported elsewhere"
+    return {
+        "name": f"*{name}* ({where})",
+        "ua": _number(row.get("ua")),
+        "ci": _interval(row.get("ua_ci95")),
+        "wa": _number(row.get("wa")),
+        "f1": _number(row.get("macro_f1")),
+    }
+
+
+def _interval(ends: list[float] | None) -> str:
+    return f"[{_number(ends[0])}, {_number(ends[1])}]" if ends else ""
 
 
 def _number(value: float | None, std: float | None = None) -> str:

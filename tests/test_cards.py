@@ -203,6 +203,14 @@ def test_a_base_shows_what_its_training_measured(repos):
     assert "Not evaluated" not in text
 
 
+def test_references_say_whether_they_were_measured(repos):
+    measured = {"ua": 71.23, "wa": 72.34, "macro_f1": 70.45, "ua_ci95": [64.5, 78.6], "measured": True}
+    references = {"eGeMAPS + SVM": measured, "ComParE + SVM": {"ua": 77.1}}
+    text = write_card(repos / "s2e-emodb", summary(references=references)).read_text()
+    assert "| *eGeMAPS + SVM* (measured, loso) | 71.2 | [64.5, 78.6] | 72.3 | 70.5 | | |" in text
+    assert "| *ComParE + SVM* (as reported elsewhere) | 77.1 |  |  |  | | |" in text
+
+
 def test_changed_results_change_the_card(repos):
     results = summary()
     before = write_card(repos / "s2e-emodb", results).read_text()
