@@ -265,7 +265,7 @@ def _fill(domain: nn.Module, head: nn.Module, tensors: dict[str, torch.Tensor]) 
 
 
 def _minimal_card(config: Any) -> str:
-    """A card that says what the repo is and claims nothing; `hf_s2e.hub` writes fuller ones."""
+    """A card that says what the repo is and claims nothing; `hf_s2e.cards` writes fuller ones."""
     base = config.base_model_name_or_path
     metadata = ["library_name: transformers", "pipeline_tag: audio-classification"]
     if base:

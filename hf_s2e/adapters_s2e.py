@@ -64,6 +64,27 @@ class S2EAdapterMixin:
         Raises:
             S2EAdapterError: the name is taken or impossible, the labels are, or the base is plain or fused.
         """
+        self._check_new_adapter(adapter_name, init, use_shared, pooling)
+        spec = {
+            "labels": check_labels(labels),
+            "use_shared": use_shared,
+            "pooling": pooling,
+            "method": method,
+        }
+        domain, head = self._new_adapter(spec)
+        source = self.base_model.domains[self.config.base_domain].state_dict()
+        if init != "source":
+            source |= {key: torch.zeros_like(value) for key, value in source.items() if "alpha" in key}
+        domain.load_state_dict(source)
+        if init == "kaiming":
+            for module in domain.modules():
+                if isinstance(module, nn.Conv2d):
+                    self._init_weights(module)
+        if head is not None:
+            self._init_weights(head)
+        self._attach(adapter_name, spec, domain, head)
+
+    def _check_new_adapter(self, adapter_name: str, init: str, use_shared: bool, pooling: str) -> None:
         check_adapter_name(adapter_name)
         if not self.config.adapters:
             kind = "fused" if self.config.fused else "plain"
@@ -86,24 +107,6 @@ class S2EAdapterMixin:
                 "use_shared=False with init='zero': without the 3x3 filters every activation would be zero "
                 "and alpha would get no gradient; use init='source' or 'kaiming'."
             )
-        spec = {
-            "labels": check_labels(labels),
-            "use_shared": use_shared,
-            "pooling": pooling,
-            "method": method,
-        }
-        domain, head = self._new_adapter(spec)
-        source = self.base_model.domains[self.config.base_domain].state_dict()
-        if init != "source":
-            source |= {key: torch.zeros_like(value) for key, value in source.items() if "alpha" in key}
-        domain.load_state_dict(source)
-        if init == "kaiming":
-            for module in domain.modules():
-                if isinstance(module, nn.Conv2d):
-                    self._init_weights(module)
-        if head is not None:
-            self._init_weights(head)
-        self._attach(adapter_name, spec, domain, head)
 
     def train_adapter(self, adapter_name: str, parts: Sequence[str] = ADAPTER_PARTS) -> None:
         """Make one domain the active one and the only one that learns, and put the model into training mode.

@@ -223,7 +223,7 @@ def _about_adapter(config: Any, weights: str) -> dict[str, Any]:
 
 
 def _about_base(config: Any, source: str) -> dict[str, Any]:
-    from transformers.utils import logging
+    from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
     from .adapter_files_s2e import fetch
     from .modeling_s2e import S2EForAudioClassification
@@ -238,7 +238,7 @@ def _about_base(config: Any, source: str) -> dict[str, Any]:
         "adapters": {name: config.labels_of(name) for name in adapters},
         "fingerprint": None if config.fused else model.base_fingerprint,
         "parameters": model.num_parameters(),
-        "weights_bytes": Path(fetch(source, "model.safetensors")).stat().st_size,
+        "weights_bytes": Path(fetch(source, SAFE_WEIGHTS_NAME)).stat().st_size,
     }
 
 

@@ -123,8 +123,8 @@ class S2EConfig(PretrainedConfig):
         for name, default in FRONT_END_DEFAULTS.items():
             setattr(self, name, kwargs.pop(name, default))
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
-        self.hidden_sizes = list(hidden_sizes or (32, 64, 128))
-        self.depths = list(depths or (3, 3, 3))
+        self.hidden_sizes = _sizes("hidden_sizes", hidden_sizes or (32, 64, 128))
+        self.depths = _sizes("depths", depths or (3, 3, 3))
         self.stem_kernel_size = stem_kernel_size
         self.adapters = adapters
         self.adapt_stem = adapt_stem
@@ -161,9 +161,6 @@ class S2EConfig(PretrainedConfig):
         validate_front_end(self.front_end)
         _one_of("shortcut", self.shortcut, SHORTCUTS)
         _one_of("aggregation", self.aggregation, AGGREGATIONS)
-        for name in ("hidden_sizes", "depths"):
-            for size in getattr(self, name):
-                _whole(f"an entry of {name}", size)
         _whole("stem_kernel_size", self.stem_kernel_size)
         if self.stem_kernel_size % 2 == 0:
             raise ValueError(
@@ -293,6 +290,14 @@ def label_maps(labels: list[str]) -> dict[str, Any]:
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r:.100}, but must be one of {', '.join(map(repr, allowed))}.")
+
+
+def _sizes(name: str, sizes: Any) -> list[int]:
+    if not isinstance(sizes, list | tuple):
+        raise ValueError(f"{name} is {sizes!r:.100}, but must be a list with one entry a stage.")
+    for size in sizes:
+        _whole(f"an entry of {name}", size)
+    return list(sizes)
 
 
 def _whole(name: str, value: Any) -> None:

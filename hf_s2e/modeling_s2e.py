@@ -127,6 +127,13 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
             return cls._adapter_from_pretrained(source, config, base_model, where, options, dtype)
         if base_model is not None:
             raise S2EAdapterError(f"{source!r} is not an adapter repo: base_model= has no meaning for it.")
+        return cls._base_from_pretrained(source, model_args, config, where, options, dtype)
+
+    @classmethod
+    def _base_from_pretrained(
+        cls, source: str, model_args: tuple, config: Any, where: dict, options: dict, dtype: Any
+    ):
+        """A base with the adapters saved in it, or a fused model."""
         options["use_safetensors"] = True  # nothing here ever unpickles
         try:
             model = super().from_pretrained(

@@ -41,6 +41,7 @@ def test_defaults_are_the_papers():
         ({"mu": float("nan")}, "mu is nan"),
         ({"drop_tail": "yes"}, "drop_tail"),
         ({"hidden_sizes": [4, 4]}, "twice as wide"),
+        ({"hidden_sizes": 5}, "hidden_sizes is 5, but must be a list"),
         ({"hidden_sizes": [4]}, "one entry a stage"),
         ({"depths": [2, 0]}, "depths"),
         ({"stem_kernel_size": 4}, "odd"),
