@@ -60,13 +60,13 @@ class Spectrograms:
         """
         front_end, store = self.front_end, self.store
         to = {"device": self.device, "non_blocking": True}  # from pinned memory: nothing waits
-        utterances, rows, begin = utterances.to(**to), utterances, starts - front_end.context
+        utterances, starts = utterances.to(**to), starts.to(**to)
+        rows, begin = utterances, starts - front_end.context
         if waves is not None:
             store = WaveStore.of_pieces(waves.to(**to))
-            rows, begin = torch.arange(len(waves)), torch.zeros_like(starts)
+            rows, begin = torch.arange(len(rows), device=rows.device), torch.zeros_like(starts)
         speed = None if augment is None else augment.speed(len(starts))
-        waves = store.cut(rows.to(**to), begin.to(**to), front_end.segment_samples, speed)
-        waves = waves.to(**to)
+        waves = store.cut(rows, begin, front_end.segment_samples, speed).to(**to)
         if augment is not None:
             waves = augment.waveforms(waves)
         magnitude = front_end.magnitude(waves).transpose(-2, -1)
