@@ -66,9 +66,7 @@ def test_same_seed_same_run(work, augmentation):
 def test_resumed_is_as_if_it_had_not_stopped(work, tmp_path, augmentation, stop):
     settings = recipe(4, lr_scheduler_type="cosine", **augmentation)
     whole, losses = work.train(recipe=settings, seed=3)
-    work.train(
-        recipe=settings, seed=3, max_train_steps=stop, checkpoint_dir=tmp_path, checkpointing_steps=stop
-    )
+    work.train(recipe=settings, seed=3, max_train_steps=stop, checkpoint_dir=tmp_path, checkpointing_steps=stop)
     resumed, rest = work.train(
         recipe=settings, seed=3, checkpoint_dir=tmp_path, resume_from=finished_checkpoints(tmp_path)[-1]
     )
@@ -83,9 +81,7 @@ def test_resumed_twice_and_with_accumulated_gradients(work, tmp_path):
         return model, without_speed(train(accelerator, model, work.task(model), recipe(4), **options))
 
     whole, losses = run()
-    run(
-        max_train_steps=5, checkpointing_steps=3
-    )  # step 3 is between the batches of one optimiser step: 4 is kept
+    run(max_train_steps=5, checkpointing_steps=3)  # step 3 is between the batches of one optimiser step: 4 is kept
     assert [path.name for path in finished_checkpoints(tmp_path)] == ["step_0000004"]
     run(max_train_steps=16, checkpointing_steps=6, resume_from=finished_checkpoints(tmp_path)[-1])
     resumed, rest = run(resume_from=finished_checkpoints(tmp_path)[-1])

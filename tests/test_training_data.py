@@ -145,9 +145,7 @@ data.WaveStore.build(corpus, {str(tmp_path / "cache")!r}, progress=False)
 
 def test_segments_of_lengths_around_the_borders():
     lengths = torch.tensor([1, 32000, 32001, 48000, 48001, 100_000])
-    store = WaveStore(
-        torch.zeros(int(lengths.sum()), dtype=torch.int16), lengths.cumsum(0) - lengths, lengths
-    )
+    store = WaveStore(torch.zeros(int(lengths.sum()), dtype=torch.int16), lengths.cumsum(0) - lengths, lengths)
     segments = SegmentDataset(store, [5, 4, 3, 2, 1, 0], [5, 0, 2, 3, 4, 1], S2EFrontEnd())
     assert segments.counts.tolist() == [6, 1, 2, 2, 3, 1]
     assert segments.starts.tolist() == [16000 * i for count in (6, 1, 2, 2, 3, 1) for i in range(count)]

@@ -148,9 +148,7 @@ def test_a_recipe_that_cannot_be_meant(tmp_path, capsys, content, said):
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "plain"])
 def test_a_base_of_the_wrong_kind_is_refused_with_the_remedy(work, method):
-    wrong, right = (
-        (work.plain, "--adapters") if METHODS[method].makes_adapter else (work.adapter, "--no-adapters")
-    )
+    wrong, right = (work.plain, "--adapters") if METHODS[method].makes_adapter else (work.adapter, "--no-adapters")
     with pytest.raises(ValueError, match=rf"{method} does not fit .*pretrain.py {right}"):
         build_model(method, wrong, "toy", ["a", "b"], Recipe())
     with pytest.raises(ValueError, match="give --model_name_or_path"):

@@ -41,9 +41,7 @@ def rename(name: str) -> str:
             if "{stage}" in renamed:
                 renamed = renamed.format(stage=int(match[1]) - 1, block=int(match[2]) - 1)
             return renamed
-    raise SystemExit(
-        f"unknown tensor {name!r}: this is not a checkpoint of the kind that {__file__} describes"
-    )
+    raise SystemExit(f"unknown tensor {name!r}: this is not a checkpoint of the kind that {__file__} describes")
 
 
 def convert(checkpoint: Path, labels: list[str] | None, repo_id: str) -> S2EForAudioClassification:
@@ -66,15 +64,11 @@ def convert(checkpoint: Path, labels: list[str] | None, repo_id: str) -> S2EForA
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--repo_id", required=True, help="the Hub id under which the base will be published")
-    parser.add_argument(
-        "--labels", type=Path, help="a file with one class name a line, in the order of the logits"
-    )
+    parser.add_argument("--labels", type=Path, help="a file with one class name a line, in the order of the logits")
     args = parser.parse_args()
     labels = args.labels.read_text(encoding="utf-8").split("\n") if args.labels else None
     model = convert(args.checkpoint, [label for label in labels if label] if labels else None, args.repo_id)

@@ -50,13 +50,9 @@ class Arguments(RunArguments):
     runs: int = 5
     model_name_or_path: str | None = field(default=None, metadata={"help": "the base with adapters"})
     plain_model_name_or_path: str | None = field(default=None, metadata={"help": "the plain base"})
-    recipe_name: str | None = field(
-        default=None, metadata={"help": "by default the recipe's file name, or `paper`"}
-    )
+    recipe_name: str | None = field(default=None, metadata={"help": "by default the recipe's file name, or `paper`"})
     per_device_eval_batch_size: int = 128
-    report_only: bool = field(
-        default=False, metadata={"help": "write the tables of the runs that are finished"}
-    )
+    report_only: bool = field(default=False, metadata={"help": "write the tables of the runs that are finished"})
 
 
 @dataclass(frozen=True)
@@ -97,13 +93,9 @@ def check_settings(folder: Path, settings: dict, starts: dict[str, dict]) -> Non
     file = folder / "settings.json"
     found = json.loads(file.read_text()) if file.is_file() else {**settings, "starts": starts}
     differing = [key for key in settings if found.get(key) != settings[key]]
-    differing += [
-        f"start of {name}" for name in starts if found["starts"].get(name, starts[name]) != starts[name]
-    ]
+    differing += [f"start of {name}" for name in starts if found["starts"].get(name, starts[name]) != starts[name]]
     if differing:
-        raise SystemExit(
-            f"{folder} holds results with another {', '.join(differing)}: choose another --output_dir"
-        )
+        raise SystemExit(f"{folder} holds results with another {', '.join(differing)}: choose another --output_dir")
     write_json(file, {**settings, "starts": {**found["starts"], **starts}})
 
 
@@ -115,9 +107,7 @@ def start_of(method: str, args: Arguments, labels: list[str], recipe: Recipe) ->
     return {"tensors": tensors_sha256(model.state_dict()), "front_end": model.config.front_end}
 
 
-def run_job(
-    job: Job, accelerator, dataset, store, protocol: Protocol, args: Arguments, recipe: Recipe
-) -> tuple:
+def run_job(job: Job, accelerator, dataset, store, protocol: Protocol, args: Arguments, recipe: Recipe) -> tuple:
     """Train once, test on each fold's test part: the rows of predictions, and the facts of the training."""
     names = dataset.features["label"].names
     seed = args.seed + 1000 * job.run
@@ -145,9 +135,7 @@ def run_job(
     for fold in job.folds:
         testing = protocol.indices(dataset, fold)[2]
         task = make_task(dataset, store, testing, model.config)
-        posteriors = predict(
-            model, task, device=accelerator.device, batch_size=args.per_device_eval_batch_size
-        )
+        posteriors = predict(model, task, device=accelerator.device, batch_size=args.per_device_eval_batch_size)
         where = {"run": job.run, "fold": fold.name, "method": job.method}
         rows.append(prediction_table(dataset, testing, posteriors, **where))
     return pd.concat(rows), facts
@@ -170,10 +158,7 @@ def collect(folder: Path, jobs: list[Job]) -> tuple[pd.DataFrame, dict[str, int]
     if not whole:
         raise SystemExit(f"{folder}: no run is finished on all folds yet")
     done = [job for run in whole for job in run]
-    trained = {
-        job.method: json.loads((folder / f"{job.name}.json").read_text())["trained_parameters"]
-        for job in done
-    }
+    trained = {job.method: json.loads((folder / f"{job.name}.json").read_text())["trained_parameters"] for job in done}
     return pd.concat([pd.read_parquet(folder / f"{job.name}.parquet") for job in done]), trained
 
 
@@ -191,9 +176,7 @@ def write_report(folder: Path, predictions: pd.DataFrame, **facts) -> str:
 
         plot_bars(summary, folder / "bars.png")
         for method, row in summary["methods"].items():
-            plot_confusion(
-                row["confusion"], summary["classes"], folder / f"confusion-{method}.png", title=method
-            )
+            plot_confusion(row["confusion"], summary["classes"], folder / f"confusion-{method}.png", title=method)
     except ImportError:
         print("no plots: pip install 'hf-s2e[plots]'")
     return markdown_table(summary)

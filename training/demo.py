@@ -65,9 +65,7 @@ def classify(folder: Path, dataset) -> Iterator[tuple[str, str, list[dict]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", default="toy")
     parser.add_argument("--data_dir")
     parser.add_argument("--held_out", help="speakers to classify afterwards: a,b")

@@ -43,14 +43,10 @@ from hf_s2e.utterances import corpus_facts
 class Arguments(CorpusArguments):
     model_name_or_path: str | None = field(default=None, metadata={"help": "folder or Hub id of a repo"})
     model_revision: str | None = None
-    adapter_name: str | None = field(
-        default=None, metadata={"help": "a domain of the repo; else the active one"}
-    )
+    adapter_name: str | None = field(default=None, metadata={"help": "a domain of the repo; else the active one"})
     label_map: str = field(default="{}", metadata={"help": "JSON: corpus label -> model label, or null"})
     eval_speakers: str | None = field(default=None, metadata={"help": "these speakers only: a,b"})
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "so many utterances, drawn by --seed"}
-    )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "so many utterances, drawn by --seed"})
     batch_size: int = field(default=64, metadata={"help": "segments of 2 s at a time"})
     seed: int = 0
     output_dir: str = "out"

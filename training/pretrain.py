@@ -48,16 +48,12 @@ TRIALS = 20_000  # pairs of utterances for the equal error rate
 class Arguments(RepoArguments):
     adapters: bool = field(default=True, metadata={"help": "with 1x1 adapters, or the plain network"})
     shortcut: str = "pool"
-    num_speakers: int | None = field(
-        default=None, metadata={"help": "train on so many, drawn by --speaker_seed"}
-    )
+    num_speakers: int | None = field(default=None, metadata={"help": "train on so many, drawn by --speaker_seed"})
     speaker_seed: int = 0
     min_seconds: float = field(default=20.0, metadata={"help": "leave out speakers with less speech"})
     held_out_utterances: float = field(default=0.05, metadata={"help": "share of each speaker's utterances"})
     held_out_speakers: int = field(default=20, metadata={"help": "for the equal error rate"})
-    repo_id: str | None = field(
-        default=None, metadata={"help": "the Hub id under which the base will be published"}
-    )
+    repo_id: str | None = field(default=None, metadata={"help": "the Hub id under which the base will be published"})
 
 
 @dataclass
