@@ -23,17 +23,17 @@ UTTERANCES, VIDEOS = 50, 10  # per speaker
 LINKS = 10_000  # hard links to one file: file systems allow some 65,000
 
 
-def make_tree(root: Path, files: int) -> None:
+def make_tree(root: Path, files: int, content: bytes = b"\0" * 44, ending: str = "m4a") -> None:
     source = None
     for number in range(files):
         speaker, utterance = divmod(number, UTTERANCES)
         folder = root / f"dev/aac/id{speaker:05d}" / f"video{utterance % VIDEOS}"
         if utterance < VIDEOS:
             folder.mkdir(parents=True)
-        path = folder / f"{utterance // VIDEOS:05d}.m4a"
+        path = folder / f"{utterance // VIDEOS:05d}.{ending}"
         if number % LINKS == 0:
             source = path
-            path.write_bytes(b"\0" * 44)
+            path.write_bytes(content)
         else:
             os.link(source, path)
 

@@ -10,6 +10,7 @@ of training speakers are left out in turn. OUT gets
 
     references.json     name -> {"ua", "wa", "measured": true, ...}, which training/cross_validate.py reads
     references.parquet  the predictions, in the form of predictions.parquet
+    protocol.json       the folds
     references.md       all of it with intervals and, where OUT has predictions.parquet, paired tests with those
 
 and may be the folder of a cross-validation with the same corpus and protocol. Needs no network once
@@ -52,6 +53,10 @@ from hf_s2e.utterances import audio_paths, corpus_facts, shuffled
 C_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 INNER_FOLDS = 5  # groups of training speakers that C is chosen by
 CLASSIFIER = "linear SVM, one against one, classes weighted equally"
+ABOUT = (
+    f"Rows named *_svm: {CLASSIFIER}, on standardised features; C in {', '.join(f'{c:g}' for c in C_GRID)} by "
+    f"the UA on training speakers, left out in {INNER_FOLDS} groups in turn. Deterministic, hence one run."
+)
 
 
 @dataclass
@@ -241,12 +246,24 @@ def evaluate(dataset, store: WaveStore, protocol: Protocol, cache: Path) -> tupl
     return pd.concat(tables, ignore_index=True), facts
 
 
-def write_references(folder: Path, predictions: pd.DataFrame, facts: dict, protocol: Protocol) -> str:
-    """references.parquet, references.json and references.md; returns the last.
+def keep_protocol(folder: Path, protocol: Protocol) -> None:
+    """Write protocol.json.
 
     Raises:
-        ValueError: the folder's own predictions are of another protocol, or of other utterances.
+        ValueError: the folder holds results of another protocol or corpus.
     """
+    file = folder / "protocol.json"
+    if file.is_file() and (found := Protocol.load(file)).hash != protocol.hash:
+        raise ValueError(
+            f"{folder} holds results of {found.corpus}, protocol {found.name} ({found.hash[:12]}), not of "
+            f"{protocol.corpus}, {protocol.name} ({protocol.hash[:12]}): choose another --output_dir"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    protocol.save(file)
+
+
+def write_references(folder: Path, predictions: pd.DataFrame, facts: dict, protocol: Protocol) -> str:
+    """references.parquet, references.json and references.md; returns the last."""
     common = {"corpus": protocol.corpus, "protocol": protocol, "classes": protocol.classes}
     pairs = len(protocol.classes) * (len(protocol.classes) - 1) // 2
     sizes = {name: pairs * (one["features"] + 1) if one["features"] else 0 for name, one in facts.items()}
@@ -254,11 +271,6 @@ def write_references(folder: Path, predictions: pd.DataFrame, facts: dict, proto
     predicted = predictions
     if (folder / "summary.json").is_file() and (folder / "predictions.parquet").is_file():
         known = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        if known["protocol"]["hash"] != protocol.hash:
-            raise ValueError(
-                f"{folder} has results of the protocol {known['protocol']['name']} "
-                f"({known['protocol']['hash'][:12]}), not {protocol.hash[:12]}: choose another --output_dir"
-            )
         about = {key: known[key] for key in about}
         sizes |= {name: row["trained_parameters"] for name, row in known["methods"].items()}
         predicted = pd.concat([predictions, pd.read_parquet(folder / "predictions.parquet")])
@@ -274,8 +286,7 @@ def write_references(folder: Path, predictions: pd.DataFrame, facts: dict, proto
         }
         for name, row in scores.items()
     }
-    text = markdown_table(summary)
-    folder.mkdir(parents=True, exist_ok=True)
+    text = f"{markdown_table(summary)}\n{ABOUT}\n"
     predictions.to_parquet(folder / "references.parquet", index=False)
     write_json(folder / "references.json", references)
     (folder / "references.md").write_text(text, encoding="utf-8")
@@ -293,6 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=args.protocol_seed,
             speaker_disjoint=not args.no_speaker_ids,
         )
+        keep_protocol(Path(args.output_dir), protocol)
         cache = store_folder(args.cache_dir).parent / "features"
         try:
             predictions, facts = evaluate(dataset, store, protocol, cache)

@@ -95,7 +95,8 @@ def profile(trainer: Trainer) -> None:
         for _ in range(5):
             trainer.both()
         synchronize(trainer.device)
-    print(result.key_averages().table(sort_by=f"self_{trainer.device.type}_time_total", row_limit=22, max_name_column_width=70))
+    order = f"self_{trainer.device.type}_time_total"
+    print(result.key_averages().table(sort_by=order, row_limit=22, max_name_column_width=70))
 
 
 def main() -> None:
@@ -113,7 +114,8 @@ def main() -> None:
         modes += [(True, None), *((True, mode) for mode in args.compile_modes.split(",") if mode)]
     baseline = None
     print(f"{device}, batch {args.batch_size}; segments per second")
-    print(f"{'method':17} {'precision':9} {'compiled':16} {'data':>8} {'network':>8} {'both':>8} {'ratio':>6}", flush=True)
+    speeds = "".join(f" {name:>8}" for name in ("data", "network", "both"))
+    print(f"{'method':17} {'precision':9} {'compiled':16}{speeds} {'ratio':>6}", flush=True)
     for bf16, compiled in modes:
         for method in args.methods.split(","):
             trainer = Trainer(method, args, device, bf16=bf16, compiled=compiled)
