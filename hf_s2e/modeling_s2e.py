@@ -189,10 +189,11 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
                 )
             return cls.from_pretrained(**place, config=base_config, **fetching, **options)
         except HUB_FAILURES as error:
+            named = config.base_model_name_or_path or base  # not what the caller may have given instead
             raise S2EAdapterError(
-                f"Adapter {source!r} needs the base {base!r} (fingerprint "
-                f"{str(config.base_fingerprint)[:12]}), which cannot be loaded "
-                f"({' '.join(str(error).split())[:200]}): fetch it with `hf download {base}`, or pass "
+                f"Adapter {source!r} needs the base {named!r} (fingerprint "
+                f"{str(config.base_fingerprint)[:12]}), but {base!r} cannot be loaded "
+                f"({' '.join(str(error).split())[:200]}): fetch it with `hf download {named}`, or pass "
                 "base_model= a copy of it."
             ) from error
 

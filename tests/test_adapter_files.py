@@ -232,6 +232,9 @@ def test_the_order_in_which_a_base_is_looked_for(base, adapter, tmp_path):
         S2EAdapterError, match=r"needs the base 'me/tiny-base'.*hf download me/tiny-base.*base_model="
     ):
         found(local_files_only=True)
+    says = "needs the base 'me/tiny-base'.*but '/nowhere' cannot be loaded.*hf download me/tiny-base"
+    with pytest.raises(S2EAdapterError, match=says):
+        found(base_model="/nowhere")
 
 
 @pytest.mark.parametrize(
