@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+from hf_s2e.protocols import Protocol
 from hf_s2e.reports import summarize
 from hf_s2e.training.data import WaveStore
 
@@ -148,6 +149,14 @@ def test_features_are_kept_and_the_same_come_out(run, tmp_path):
     assert tables[0] == tables[1]
 
 
+def test_other_audio_of_the_same_length_is_not_taken_for_the_kept(references, monkeypatch, tmp_path):
+    monkeypatch.setattr(references, "EXTRACTORS", {"own_svm": ("numpy", lambda: lambda wave: wave[:1])})
+    for value in (0, 16384):
+        store = WaveStore(torch.full((50,), value).short(), torch.tensor([0]), torch.tensor([50]))
+        features, _ = references.extract("own_svm", store, ["a.wav"], tmp_path)
+        assert features.tolist() == [[value / 32768]]
+
+
 def test_paired_tests_with_the_networks_of_the_folder(run, tmp_path):
     folder = run(loudness_and_pitch)
     table = pd.read_parquet(folder / "references.parquet")
@@ -165,6 +174,7 @@ def test_paired_tests_with_the_networks_of_the_folder(run, tmp_path):
     assert f"| own_svm | residual_adapter | {ua - 100:+.2f} |" in text
     assert "not corrected for 3 comparisons" in text and "| majority_class | own_svm |" not in text
     assert set(pd.read_parquet(folder / "references.parquet")["method"]) == NAMES
+    assert Protocol.load(folder / "protocol.json").hash == protocol["hash"]
     with pytest.raises(SystemExit, match="choose another --output_dir"):
         run(loudness_and_pitch, protocol="3fold")
 
@@ -188,8 +198,9 @@ def test_a_file_without_features_is_named(references, monkeypatch, tmp_path, wro
 
 def test_a_missing_extra_is_said(references, monkeypatch, tmp_path):
     monkeypatch.setattr(references, "EXTRACTORS", {"own_svm": ("no-such-distribution", None)})
+    folders = ["--data_dir", "--cache_dir", "--output_dir"]
     with pytest.raises(SystemExit, match="pip install 'hf-s2e"):
-        references.main(["--corpus", "toy", "--data_dir", str(tmp_path), "--cache_dir", str(tmp_path)])
+        references.main(["--corpus", "toy", *(part for name in folders for part in (name, str(tmp_path)))])
 
 
 @pytest.mark.parametrize(
