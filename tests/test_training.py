@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from training_tools import (
     AUGMENTED,
-    Workplace,
+    Workbench,
     forget_accelerator,
     fresh_accelerator,
     same_tensors,
@@ -32,7 +32,7 @@ STEPS_PER_EPOCH = 7  # 24 utterances have 38 segments
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    return Workplace(tmp_path_factory.mktemp("training"))
+    return Workbench(tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,13 @@
 
 import json
 
-from training_tools import Workplace, forget_accelerator, script
+from training_tools import Workbench, forget_accelerator, script
 
 from hf_s2e.cards import write_card
 
 
 def test_a_cross_validation_leaves_the_audit_for_the_card(tmp_path):
-    work, out = Workplace(tmp_path), tmp_path / "results"
+    work, out = Workbench(tmp_path), tmp_path / "results"
     flags = {"protocol": "loso", "runs": 1, "methods": "residual_adapter", "max_train_steps": 1}
     flags |= {"model_name_or_path": work.adapter, "num_train_epochs": 1, "per_device_train_batch_size": 5}
     forget_accelerator()

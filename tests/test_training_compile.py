@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 from torch._dynamo.utils import counters
-from training_tools import Workplace
+from training_tools import Workbench
 from hf_s2e.training.recipe import Recipe
 
-work = Workplace(Path(sys.argv[1]))
+work = Workbench(Path(sys.argv[1]))
 recipe = Recipe(num_train_epochs=1, per_device_train_batch_size=5)
 for seed in range(3):
     work.train(recipe=recipe, seed=seed, alone=True, max_train_steps=2)

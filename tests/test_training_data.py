@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 from datasets import Audio, Dataset
-from training_tools import Workplace
+from training_tools import Workbench
 
 from hf_s2e import S2EFeatureExtractor, S2EFrontEnd
 from hf_s2e.audio import AudioError, load_audio
@@ -49,7 +49,7 @@ def store(tmp_path, waves):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    return Workplace(tmp_path_factory.mktemp("data"))
+    return Workbench(tmp_path_factory.mktemp("data"))
 
 
 # ---- the store

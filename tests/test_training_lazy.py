@@ -9,7 +9,7 @@ import torch
 from datasets import Audio, Dataset
 from training_tools import (
     AUGMENTED,
-    Workplace,
+    Workbench,
     forget_accelerator,
     fresh_accelerator,
     same_tensors,
@@ -29,7 +29,7 @@ from hf_s2e.training.script import make_task
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    return Workplace(tmp_path_factory.mktemp("lazy"))
+    return Workbench(tmp_path_factory.mktemp("lazy"))
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from training_tools import SCRIPTS, Workplace, script
+from training_tools import SCRIPTS, Workbench, script
 
 from hf_s2e.training.methods import METHODS, build_model
 from hf_s2e.training.recipe import Recipe, make_optimizer, make_scheduler, read_recipe
@@ -27,7 +27,7 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    return Workplace(tmp_path_factory.mktemp("recipes"))
+    return Workbench(tmp_path_factory.mktemp("recipes"))
 
 
 def recipe_of(name: str, file: str | None, *flags: str) -> Recipe:

@@ -20,7 +20,7 @@ from test_hub import head, hub  # noqa: F401 (a fixture)
 from training_tools import (
     AUGMENTED,
     SCRIPTS,
-    Workplace,
+    Workbench,
     forget_accelerator,
     fresh_accelerator,
     save_base,
@@ -43,7 +43,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    return Workplace(tmp_path_factory.mktemp("scripts"))
+    return Workbench(tmp_path_factory.mktemp("scripts"))
 
 
 @pytest.fixture(autouse=True)

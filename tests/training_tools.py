@@ -1,4 +1,4 @@
-"""What the training tests share: a workplace with tiny bases and a toy corpus, and the scripts as modules."""
+"""What the training tests share: a workbench with tiny bases and a toy corpus, and the scripts as modules."""
 
 import importlib.util
 import json
@@ -51,7 +51,7 @@ def save_base(folder: Path, seed: int = 0, **options) -> None:
 
 
 @dataclass
-class Workplace:
+class Workbench:
     """A folder with the bases `adapter` and `plain`, and the toy corpus."""
 
     folder: Path
@@ -103,7 +103,7 @@ class Workplace:
         return model, without_speed(history)
 
 
-def train_parts(work: Workplace, accelerator: Accelerator, parts: tuple[str, ...], batch_size: int):
+def train_parts(work: Workbench, accelerator: Accelerator, parts: tuple[str, ...], batch_size: int):
     """An adapter of which only these parts learn, for two epochs."""
     model = work.model()
     model.train_adapter("toy", parts=parts)

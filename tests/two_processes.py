@@ -1,6 +1,6 @@
 """Trains together with the other processes of torchrun; test_training_scripts.py looks at what it saves.
 
-torchrun --nproc_per_node 2 tests/two_processes.py WORKPLACE OUT
+torchrun --nproc_per_node 2 tests/two_processes.py FOLDER OUT
 """
 
 import sys
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from training_tools import Workplace, train_parts
+from training_tools import Workbench, train_parts
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    work, out = Workplace(Path(sys.argv[1])), Path(sys.argv[2])
+    work, out = Workbench(Path(sys.argv[1])), Path(sys.argv[2])
     for name, parts in {"frozen": ("alpha", "fc"), "learning": ("alpha", "bn", "fc")}.items():
         accelerator = Accelerator()
         model, history = train_parts(work, accelerator, parts, batch_size=4)
