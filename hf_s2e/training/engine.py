@@ -151,7 +151,7 @@ def train(
     loader = _loader(data, accelerator.device, batch_sampler=sampler)
     frozen = _frozen_sha256(model)
     if accelerator.device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     torch.backends.cudnn.benchmark = on_gpu  # shapes are fixed
     model.to(accelerator.device)
     optimizer = make_optimizer(model, recipe)
@@ -284,9 +284,9 @@ def _compiled(accelerator: Accelerator, model: torch.nn.Module) -> torch.nn.Modu
     return model if plugin.backend == DynamoBackend.NO else torch.compile(model, **plugin.to_kwargs())
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep what is freed: by default every activation's pages go back to the kernel and are faulted
-    in again at the next step, which cost a third of the time of training on a CPU."""
+    in again at the next step: half of the time (benchmarks/training_speed.py measures it)."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
