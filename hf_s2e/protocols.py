@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -189,6 +189,36 @@ def make_protocol(
         utterances=len(facts.utterances),
         corpus_sha256=facts.sha256(),
     )
+
+
+def choice_protocol(protocol, dataset) -> Protocol:
+    """For each fold, the parts that choose among recipes without its test part: train, validation, no test.
+
+    Folds that have a validation part keep it. The others are paired: a fold is validated on its partner's
+    test part, and neither part is trained on, so that one training serves both; an odd last fold takes the
+    first as its partner.
+
+    Raises ValueError where there is one fold only, which has nothing to validate on, and where a class would
+    be left out of training.
+    """
+    facts, folds = corpus_facts(dataset), protocol.folds
+    if not all(fold.validation for fold in folds):
+        if len(folds) < 3:
+            raise ValueError(
+                f"protocol {protocol.name!r} has {len(folds)} fold(s) and no validation part: without its test "
+                "part nothing is left to choose a recipe by. Use loso or 5fold, or name one recipe"
+            )
+        partners = [folds[i ^ 1] if i ^ 1 < len(folds) else folds[0] for i in range(len(folds))]
+        folds = [_validated_by(fold, partner) for fold, partner in zip(folds, partners)]
+    folds = tuple(replace(fold, test=()) for fold in folds)
+    for fold in folds:
+        _check_classes(facts, protocol.column, fold)
+    return replace(protocol, name=f"{protocol.name}-choice", folds=folds)
+
+
+def _validated_by(fold, partner):
+    train = tuple(value for value in fold.train if value not in set(partner.test))
+    return replace(fold, train=train, validation=partner.test)
 
 
 def shared_speakers(facts, column, fold):

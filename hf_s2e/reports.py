@@ -4,6 +4,7 @@ Everything in a summary is in percent. UA and WA are pooled over the folds (each
 run) and then averaged over the runs.
 """
 
+from collections import Counter
 from itertools import combinations
 
 import numpy as np
@@ -19,7 +20,7 @@ MANY_CLASSES = 20  # more are counted, not listed: the classes are speakers
 
 
 def summarize(
-    predictions, *, corpus, protocol, recipe, base, classes, trained_parameters, references=None
+    predictions, *, corpus, protocol, recipe, base, classes, trained_parameters, references=None, choice=None
 ) -> dict:
     """The content of summary.json from one prediction per utterance, method and run.
 
@@ -30,6 +31,7 @@ def summarize(
     trained_parameters: method -> number. references: name -> {"ua", "wa"} in percent, for the tables; with
         "measured": True where they were measured under this protocol, and then perhaps `macro_f1`, `ua_ci95`,
         `wa_ci95`. All others are called "reported". What else they hold is kept.
+    choice: where each fold chose its recipe, what `choose_recipes` of hf_s2e.training.fold_runs returned.
 
     Each method has `ua_mean`, `ua_std`, `wa_mean`, `wa_std` (None for a single run), `macro_f1_mean`,
     `ua_ci95`, `wa_ci95`, `ua_fold_mean` and `wa_fold_mean` (mean of the folds' own scores), `recall` by
@@ -65,6 +67,7 @@ def summarize(
         },
         "references": dict(references or {}),
         "classes": list(classes),
+        **({"choice": choice} if choice else {}),
         "paired": [_pair(a, b, labels, runs, len(classes), speakers) for a, b in combinations(runs, 2)],
     }
 
@@ -86,7 +89,7 @@ def markdown_table(summary) -> str:
     for name, reference in summary["references"].items():
         ua, wa, f1, interval = _reference(reference)
         lines.append(f"| *{name} ({origin(reference)})* | {ua} | {wa} | {f1} | {interval} | | |")
-    lines += ["", _about_intervals(summary)]
+    lines += ["", _about_intervals(summary) + _about_choice(summary)]
     if summary["paired"]:
         lines += ["", "| a | b | UA of a minus b | 95 % interval | p |", "|---|---|---|---|---|"]
         for pair in summary["paired"]:
@@ -114,7 +117,7 @@ def latex_table(summary) -> str:
         "lrrrrr",
         r"Method & UA & WA & macro-F1 & UA, 95\,\% interval & Trained parameters \\",
         rows + ([r"\midrule", *references] if references else []),
-        _tex(f"{_about(summary)} {_about_intervals(summary)}") + note,
+        _tex(f"{_about(summary)} {_about_intervals(summary)}{_about_choice(summary)}") + note,
     )
     if summary["paired"]:
         rows = [
@@ -270,6 +273,17 @@ def _about_intervals(summary):
         "UA and WA in %, pooled over the folds: mean (standard deviation) over the runs. "
         f"Intervals: bootstrap over {units}, for the runs at hand."
     )
+
+
+def _about_choice(summary):
+    if "choice" not in summary:
+        return ""
+    choice = summary["choice"]
+    taken = "; ".join(
+        f"{method}: {', '.join(f'{name} {number}' for name, number in Counter(folds.values()).most_common())}"
+        for method, folds in choice["chosen"].items()
+    )
+    return f" Recipes, chosen among {', '.join(choice['candidates'])}. {choice['rule']} Folds by recipe: {taken}."
 
 
 def _about_tests(summary):

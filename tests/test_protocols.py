@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_s2e.protocols import EMOBOX_RAVDESS, Protocol, make_protocol
+from hf_s2e.protocols import EMOBOX_RAVDESS, Protocol, choice_protocol, make_protocol
 from hf_s2e.utterances import utterance_ids
 
 CLASSES = ["neutral", "angry", "sad"]
@@ -206,6 +206,37 @@ def test_inner_validation_speakers_never_cost_a_class():
 def test_session_has_its_validation_speaker_already(iemocap):
     with pytest.raises(ValueError, match="has validation speakers already"):
         make_protocol("session", iemocap, validation_speakers=1)
+
+
+@pytest.mark.parametrize("name, trainings", [("loso", 4), ("3fold", 2), ("5fold", 3)])
+def test_a_recipe_is_chosen_without_the_test_speakers(name, trainings):
+    """7 speakers: an odd last fold has the first as its partner, and a training of its own."""
+    data = corpus(ten(7))
+    protocol = make_protocol(name, data)
+    inner = choice_protocol(protocol, data)
+    assert [fold.name for fold in inner.folds] == [fold.name for fold in protocol.folds]
+    tests = {fold.test for fold in protocol.folds}
+    for fold, outer in zip(inner.folds, protocol.folds):
+        assert fold.test == () and fold.validation in tests - {outer.test}
+        assert {*fold.train, *fold.validation} == set(outer.train) and not {*fold.train} & {*fold.validation}
+    assert len(inner.by_training_part()) == trainings
+    assert inner.hash != protocol.hash
+
+
+def test_a_recipe_is_chosen_on_the_validation_part_that_there_is(iemocap):
+    protocol = make_protocol("session", iemocap)
+    inner = choice_protocol(protocol, iemocap)
+    assert [(f.train, f.validation) for f in inner.folds] == [(f.train, f.validation) for f in protocol.folds]
+    assert all(fold.test == () for fold in inner.folds)
+
+
+def test_a_choice_needs_something_to_validate_on_and_every_class_in_training():
+    data = corpus(ten(4), split=lambda speaker: "test" if speaker == "04" else "train")
+    with pytest.raises(ValueError, match="nothing is left to choose a recipe by"):
+        choice_protocol(make_protocol("split", data), data)
+    rare = corpus(ten(4)).filter(lambda row: row["label"] != 2 or row["speaker"] in ("01", "02"))
+    with pytest.raises(ValueError, match="leaves classes out of training"):
+        choice_protocol(make_protocol("loso", rare), rare)
 
 
 @pytest.mark.parametrize("name", ["random", "fold", "1fold", "0fold"])

@@ -519,6 +519,66 @@ def test_other_settings_are_never_mixed_in(validated, work, tmp_path_factory, ch
     assert fold_runs(validated[0]) == before
 
 
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory):
+    """Two recipes: with the second nothing is learnt."""
+    folder = tmp_path_factory.mktemp("candidates")
+    for name, rate in {"fast": 0.05, "frozen": 0.0}.items():
+        (folder / f"{name}.yaml").write_text(f"learning_rate: {rate}\nweight_decay: 0.0\n")
+    return f"{folder / 'frozen.yaml'},{folder / 'fast.yaml'}"
+
+
+def test_each_fold_chooses_its_recipe_without_its_test_speakers(work, tmp_path, candidates):
+    module = script("cross_validate")
+    flags = cross_validate(work, tmp_path, candidates=candidates)
+    module.main(flags)
+    summary, protocol = read(tmp_path / "summary.json"), read(tmp_path / "protocol.json")
+    choice = summary["choice"]
+    assert choice["candidates"] == ["frozen", "fast"] and summary["recipe"] == "chosen"
+    assert choice["rule"] in (tmp_path / "table.md").read_text()
+    speakers = {fold["name"]: fold["test"] for fold in protocol["folds"]}
+    for method, folds in choice["validation_ua"].items():
+        for fold, ua in folds.items():
+            best = max(choice["candidates"], key=ua.get)  # of equals the first
+            assert choice["chosen"][method][fold] == best
+            assert read(next((tmp_path / "folds").glob(f"{method}--{fold}--*.json")))["recipe"] == best
+    inner = pd.concat(pd.read_parquet(file) for file in (tmp_path / "inner").glob("*/*.parquet"))
+    for fold, rows in inner.groupby("fold"):
+        assert len(rows) and not set(rows["speaker"]) & set(speakers[fold])
+    # three speakers: two share a training for each method and recipe, the third has its own
+    assert len(list((tmp_path / "inner").glob("*/*.parquet"))) == 2 * 2 * 2
+
+    kept = fold_runs(tmp_path)
+    forget_accelerator()
+    next((tmp_path / "inner" / "fast").glob("plain*.parquet")).unlink()
+    with pytest.raises(SystemExit, match="1 of the 8 runs that choose a recipe are not finished"):
+        module.main([*flags, "--report_only"])
+    forget_accelerator()
+    module.main(flags)
+    assert fold_runs(tmp_path) == kept and read(tmp_path / "summary.json")["choice"] == choice
+    forget_accelerator()
+    with pytest.raises(SystemExit, match="results with another recipe"):
+        module.main(cross_validate(work, tmp_path, candidates=candidates, momentum=0.5))
+    forget_accelerator()
+    with pytest.raises(SystemExit, match="results with another recipe"):
+        module.main(cross_validate(work, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [({"protocol": "2fold"}, "nothing is left to choose a recipe by"), ({"recipe": "one.yaml"}, "that compete")],
+)
+def test_a_choice_that_cannot_be_made_is_refused(work, tmp_path, candidates, change, said):
+    if "recipe" in change:
+        (tmp_path / "one.yaml").write_text("momentum: 0.5\n")
+        change = {"recipe": tmp_path / "one.yaml"}
+    with pytest.raises(SystemExit, match=said):
+        script("cross_validate").main(cross_validate(work, tmp_path / "out", candidates=candidates, **change))
+    with pytest.raises(SystemExit, match="two or more"):
+        one = candidates.split(",")[0]
+        script("cross_validate").main(cross_validate(work, tmp_path / "out", candidates=one))
+
+
 def test_methods_without_their_base_are_refused_before_any_training(work, tmp_path):
     flags = cross_validate(work, tmp_path, methods="plain,fine_tune")
     at = flags.index("--plain_model_name_or_path")

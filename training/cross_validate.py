@@ -6,13 +6,13 @@
 
 Each fold-run is kept in OUT/folds when it is finished, and the processes share them out; started again, the
 job goes on with those that are missing. OUT/settings.json guards the folder: another corpus, protocol, recipe
-or base is refused, further methods and runs are added. OUT/audit.json says what a model may score by without
-hearing the emotion.
+or base is refused, further methods and runs are added. With `--candidates a.yaml,b.yaml` each fold chooses its
+recipe by the UA on validation speakers, without its test speakers; those runs are kept in OUT/inner.
+OUT/audit.json says what a model may score by without hearing the emotion.
 """
 
 import json
-import time
-from collections.abc import Iterator
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from accelerate.utils import set_seed
 
 from hf_s2e.adapter_files_s2e import tensors_sha256
 from hf_s2e.audit import audit
-from hf_s2e.protocols import Fold, Protocol, make_protocol
+from hf_s2e.protocols import Protocol, choice_protocol, make_protocol
 from hf_s2e.reports import latex_table, markdown_table, summarize
 from hf_s2e.training.engine import predict, train
+from hf_s2e.training.fold_runs import Job, choose_recipes, collect, finish_jobs, list_choice_jobs, list_jobs
 from hf_s2e.training.methods import METHODS, build_model
 from hf_s2e.training.recipe import Recipe
 from hf_s2e.training.script import (
@@ -50,30 +51,25 @@ class Arguments(RunArguments):
     runs: int = 5
     model_name_or_path: str | None = field(default=None, metadata={"help": "the base with adapters"})
     plain_model_name_or_path: str | None = field(default=None, metadata={"help": "the plain base"})
+    candidates: str | None = field(
+        default=None,
+        metadata={"help": "a.yaml,b.yaml: each fold takes the recipe that is best on validation speakers"},
+    )
     recipe_name: str | None = field(default=None, metadata={"help": "by default the recipe's file name, or `paper`"})
     per_device_eval_batch_size: int = 128
     report_only: bool = field(default=False, metadata={"help": "write the tables of the runs that are finished"})
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training: a method, and the folds that share its training part (one, or both of a session)."""
-
-    method: str
-    folds: tuple[Fold, ...]
-    run: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.method}--{'+'.join(fold.name for fold in self.folds)}--run{self.run}".replace("/", "_")
-
-
-def list_jobs(methods: list[str], protocol: Protocol, runs: int) -> Iterator[Job]:
-    """Run by run, so that a job that is cut short has whole runs of every method first."""
-    for run in range(runs):
-        for method in methods:
-            for folds in protocol.by_training_part():
-                yield Job(method, tuple(folds), run)
+def read_candidates(args: Arguments, argv: list[str] | None) -> dict[str, Recipe]:
+    """The recipes of `--candidates` by their files' names; flags change all of them."""
+    files = split_names(args.candidates or "")
+    if files and args.recipe:
+        raise SystemExit("--candidates and --recipe: name the recipes that compete, or the one that is used")
+    argv = sys.argv[1:] if argv is None else argv
+    recipes = {Path(file).stem: parse_arguments(Arguments, {}, [*argv, "--recipe", file])[1] for file in files}
+    if len(recipes) < len(files) or len(files) == 1:
+        raise SystemExit(f"--candidates {args.candidates}: give two or more recipes, each of another name")
+    return recipes
 
 
 def base_of(method: str, args: Arguments) -> str | None:
@@ -107,14 +103,14 @@ def start_of(method: str, args: Arguments, labels: list[str], recipe: Recipe) ->
     return {"tensors": tensors_sha256(model.state_dict()), "front_end": model.config.front_end}
 
 
-def run_job(job: Job, accelerator, dataset, store, protocol: Protocol, args: Arguments, recipe: Recipe) -> tuple:
-    """Train once, test on each fold's test part: the rows of predictions, and the facts of the training."""
+def run_job(job: Job, accelerator, dataset, store, protocol: Protocol, args: Arguments, recipes) -> tuple:
+    """Train once, test on each fold's part: the rows of predictions, and the facts of the training."""
+    recipe = recipes[job.recipe]
     names = dataset.features["label"].names
     seed = args.seed + 1000 * job.run
     set_seed(seed)
     model = build_model(job.method, base_of(job.method, args), args.corpus, names, recipe)
     training = draw(protocol.indices(dataset, job.folds[0])[0], args.max_train_samples, args.seed)
-    started = time.perf_counter()
     history = train(
         accelerator,
         model,
@@ -125,41 +121,16 @@ def run_job(job: Job, accelerator, dataset, store, protocol: Protocol, args: Arg
         description=job.name,
         alone=True,
     )
-    facts = {
-        "job": job.name,
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "seconds": round(time.perf_counter() - started, 2),
-        "history": history,
-    }
     rows = []
     for fold in job.folds:
-        testing = protocol.indices(dataset, fold)[2]
-        task = make_task(dataset, store, testing, model.config)
+        _, validation, test = protocol.indices(dataset, fold)
+        tested = {"validation": validation, "test": test}[job.part]
+        task = make_task(dataset, store, tested, model.config)
         posteriors = predict(model, task, device=accelerator.device, batch_size=args.per_device_eval_batch_size)
         where = {"run": job.run, "fold": fold.name, "method": job.method}
-        rows.append(prediction_table(dataset, testing, posteriors, **where))
-    return pd.concat(rows), facts
-
-
-def keep(folder: Path, job: Job, rows: pd.DataFrame, facts: dict) -> None:
-    """The predictions come last and in one step: where they are, the fold-run is whole."""
-    write_json(folder / f"{job.name}.json", facts)
-    partial = folder / f"{job.name}.part"
-    rows.to_parquet(partial)
-    partial.replace(folder / f"{job.name}.parquet")
-
-
-def collect(folder: Path, jobs: list[Job]) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The predictions of every whole run (a method on all folds), and the number of trained parameters."""
-    runs: dict[tuple[str, int], list[Job]] = {}
-    for job in jobs:
-        runs.setdefault((job.method, job.run), []).append(job)
-    whole = [run for run in runs.values() if all((folder / f"{job.name}.parquet").is_file() for job in run)]
-    if not whole:
-        raise SystemExit(f"{folder}: no run is finished on all folds yet")
-    done = [job for run in whole for job in run]
-    trained = {job.method: json.loads((folder / f"{job.name}.json").read_text())["trained_parameters"] for job in done}
-    return pd.concat([pd.read_parquet(folder / f"{job.name}.parquet") for job in done]), trained
+        rows.append(prediction_table(dataset, tested, posteriors, **where))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return pd.concat(rows), {"trained_parameters": trained, "recipe": job.recipe, "history": history}
 
 
 def write_report(folder: Path, predictions: pd.DataFrame, **facts) -> str:
@@ -184,9 +155,10 @@ def write_report(folder: Path, predictions: pd.DataFrame, **facts) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     args, recipe = parse_arguments(Arguments, {}, argv)
+    recipes = read_candidates(args, argv) or {Path(args.recipe).stem if args.recipe else "paper": recipe}
     accelerator = make_accelerator(args)
     dataset, store = read_corpus(accelerator, args)
-    methods, folder = split_names(args.methods), Path(args.output_dir)
+    methods, folder, classes = split_names(args.methods), Path(args.output_dir), dataset.features["label"].names
     if unknown := set(methods) - set(METHODS):
         raise SystemExit(f"--methods: unknown {sorted(unknown)}; known are {', '.join(METHODS)}")
     with readable_errors():
@@ -197,31 +169,35 @@ def main(argv: list[str] | None = None) -> None:
             seed=args.protocol_seed,
             speaker_disjoint=not args.no_speaker_ids,
         )
+        inner = choice_protocol(protocol, dataset) if args.candidates else None
     if accelerator.is_main_process:
         (folder / "folds").mkdir(parents=True, exist_ok=True)
-        settings = {"corpus": args.corpus, "protocol": protocol.hash, "recipe": asdict(recipe)}
+        settings = {"corpus": args.corpus, "protocol": protocol.hash, "mixed_precision": accelerator.mixed_precision}
         settings |= {name: getattr(args, name) for name in ("seed", "max_train_steps", "max_train_samples")}
-        settings["mixed_precision"] = accelerator.mixed_precision
-        classes = dataset.features["label"].names
+        settings["recipe"] = {name: asdict(r) for name, r in recipes.items()} if inner else asdict(recipe)
         check_settings(folder, settings, {m: start_of(m, args, classes, recipe) for m in methods})
         protocol.save(folder / "protocol.json")
         if not (folder / "audit.json").is_file():  # what the numbers may be due to; cards sum it up
             write_json(folder / "audit.json", audit(dataset, protocol=protocol))
+        if not args.report_only:
+            write_json(folder / "environment.json", environment(accelerator))
     accelerator.wait_for_everyone()
-    jobs = list(list_jobs(methods, protocol, args.runs))
-    missing = [job for job in jobs if not (folder / "folds" / f"{job.name}.parquet").is_file()]
-    accelerator.print(f"{len(jobs)} fold-runs, {len(jobs) - len(missing)} finished before")
-    if args.report_only:
-        missing = []
-    elif accelerator.is_main_process:
-        write_json(folder / "environment.json", environment(accelerator))
-    for job in missing[accelerator.process_index :: accelerator.num_processes]:
-        with readable_errors(f"{job.name}: "):
-            keep(folder / "folds", job, *run_job(job, accelerator, dataset, store, protocol, args, recipe))
-    accelerator.wait_for_everyone()
+
+    def finish(jobs: list[Job], protocol: Protocol, what: str) -> None:
+        if not args.report_only:
+            of_all = (accelerator, dataset, store, protocol, args, recipes)
+            finish_jobs(jobs, accelerator, lambda job: run_job(job, *of_all), what)
+
+    choice, recipe_of = None, next(iter(recipes))
+    if inner:
+        choosing = list_choice_jobs(methods, inner, recipes, folder / "inner")
+        finish(choosing, inner, "runs that choose a recipe")
+        choice = choose_recipes(choosing, len(classes))
+        recipe_of = choice["chosen"]
+    jobs = list_jobs(methods, protocol, args.runs, recipe_of, folder / "folds")
+    finish(jobs, protocol, "fold-runs")
     if accelerator.is_main_process:
-        predictions, trained = collect(folder / "folds", jobs)
-        name = args.recipe_name or (Path(args.recipe).stem if args.recipe else "paper")
+        predictions, trained = collect(jobs)
         base = args.model_name_or_path or args.plain_model_name_or_path
         print(
             write_report(
@@ -229,10 +205,11 @@ def main(argv: list[str] | None = None) -> None:
                 predictions,
                 corpus=args.corpus,
                 protocol=protocol,
-                recipe=name,
+                recipe=args.recipe_name or ("chosen" if choice else recipe_of),
                 base=base and Path(base).name,
-                classes=dataset.features["label"].names,
+                classes=classes,
                 trained_parameters=trained,
+                choice=choice,
             )
         )
     accelerator.end_training()
