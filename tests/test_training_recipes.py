@@ -1,6 +1,7 @@
 """The paper's recipes (section IV-B), read off the optimiser and the schedule that the scripts build."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -193,3 +194,17 @@ def test_where_alpha_starts(work, method, start):
     for name in new:
         wanted = start * source[name] if ".alpha." in name else source[name]
         assert torch.equal(new[name], wanted), name
+
+
+def test_the_recipes_that_compete():
+    folder = SCRIPTS / "recipes" / "plus"
+    recipes = {file.stem: Recipe(**read_recipe(file)) for file in folder.glob("*.yaml")}
+    assert len(recipes) == 8 and len({str(recipe) for recipe in recipes.values()}) == 8
+    assert recipes["paper"] == recipe_of("cross_validate", "emodb")
+    listed = re.findall(r"^\| (\S+)\.yaml \|", (folder / "README.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(recipes)
+
+
+@pytest.mark.parametrize("name", ["short", "speakers-plus"])
+def test_the_other_recipes_can_be_read(name):
+    assert Recipe(**read_recipe(SCRIPTS / "recipes" / f"{name}.yaml")) != Recipe()
