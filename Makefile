@@ -10,12 +10,26 @@ DATA_DIR ?=
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: install demo test lint
+# openSMILE and Resemblyzer, for the references; without them `make results` leaves those out
+.venv/bench: .venv/installed
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]' && touch $@
+
+.PHONY: install demo results test lint
 install: .venv/installed
 
 # The whole job once; make demo CORPUS=emodb DATA_DIR=... for real speech
 demo: install
 	$(BIN)/python training/demo.py --corpus $(CORPUS) $(if $(DATA_DIR),--data_dir $(DATA_DIR))
+
+# From nothing but a corpus to its table in results/, and docs/results.md; goes on where it stopped:
+# make results CORPUS=emodb DATA_DIR=... [METHODS=plain,fine_tune] [PROTOCOL=5fold] [RUNS=5] [LABELS=sad,happy]
+#     [RECIPE=FILE] [BASE=DIR] [PLAIN_BASE=DIR] [OUT=DIR] [ACCELERATE='--mixed_precision bf16'] [CV_FLAGS=...]
+given = $(if $($(1)),--$(2)='$($(1))')
+RESULTS_FLAGS = $(call given,DATA_DIR,data_dir) $(call given,METHODS,methods) $(call given,PROTOCOL,protocol) \
+    $(call given,RUNS,runs) $(call given,LABELS,labels) $(call given,RECIPE,recipe) $(call given,BASE,base) \
+    $(call given,PLAIN_BASE,plain_base) $(call given,OUT,out) $(call given,ACCELERATE,accelerate)
+results: install $(if $(filter toy,$(CORPUS)),,.venv/bench)
+	$(BIN)/python training/results.py --corpus $(CORPUS) $(RESULTS_FLAGS) $(CV_FLAGS)
 
 test: install
 	$(BIN)/python -m pytest
