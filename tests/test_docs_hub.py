@@ -32,6 +32,7 @@ def test_all_blocks_run_in_their_order(tmp_path):
     blocks = re.findall(r"```(python|bash)\n(.*?)```", TEXT, re.S)
     assert [language for language, _ in blocks] == ["bash", "python", "python", "bash", "python", "python"]
     shutil.copytree(ROOT / "hub_cards", tmp_path / "hub_cards")  # `s2e card` writes there
+    (tmp_path / "results").symlink_to(ROOT / "results")  # and reads what cards report
     with LocalHub() as hub:
         environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token}
         environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
