@@ -70,7 +70,9 @@ def missing_for_references() -> str | None:
     """Why the references cannot be run here; None where they can."""
     command = [sys.executable, "-c", "import opensmile, resemblyzer, sklearn"]
     done = subprocess.run(command, capture_output=True, text=True)
-    return done.stderr.strip().rpartition("\n")[2] if done.returncode else None
+    if done.returncode == 0:
+        return None
+    return f"{done.stderr.strip().splitlines()[-1]} (pip install 'hf-s2e[bench]')"
 
 
 def run(*command: str) -> None:
