@@ -13,6 +13,7 @@ from .protocols import Protocol
 
 TABLE_METHODS = ("plain", "feature_extractor", "fine_tune", "residual_adapter", "adapter_only", "bn_only")
 TABLE_RUNS = 3
+DEFAULT_BASE = "s2e-resnet20-adapter"  # in hub_cards/
 
 
 def default_protocol(corpus: str) -> str:
@@ -61,6 +62,8 @@ def make_command(
         variables["RUNS"] = str(runs)
     if recipe != "paper" and "choice" not in summary:
         variables["RECIPE"] = f"training/recipes/{recipe}.yaml"
+    if summary["base"] not in (DEFAULT_BASE, DEFAULT_BASE.replace("adapter", "plain"), None):
+        variables["BASE"] = summary["base"]  # its folder's name: where it lies, and the plain base, is not noted
     launch = {"mixed_precision": settings.get("mixed_precision"), "num_processes": environment.get("processes")}
     variables["ACCELERATE"] = _flags({key: value for key, value in launch.items() if value not in ("no", 1)})
     further = {key: settings.get(key) for key in ("seed", "max_train_steps", "max_train_samples")}

@@ -11,7 +11,7 @@ from training_tools import script
 
 from hf_s2e.protocols import Fold, Protocol
 from hf_s2e.reports import summarize
-from hf_s2e.results import finished_folds, make_command
+from hf_s2e.results import DEFAULT_BASE, TABLE_METHODS, finished_folds, make_command
 
 page = script("results_page")
 SPEAKERS = ("a", "b", "c")
@@ -46,7 +46,7 @@ def summary(runs: dict[str, int], **others) -> dict:
         for i in range(4)
     ]
     table = pd.DataFrame(rows, columns=["run", "fold", "method", "utterance", "speaker", "label", "prediction"])
-    facts = {"corpus": "emodb", "protocol": PROTOCOL, "recipe": "paper", "base": "my-base", "classes": CLASSES}
+    facts = {"corpus": "emodb", "protocol": PROTOCOL, "recipe": "paper", "base": DEFAULT_BASE, "classes": CLASSES}
     return summarize(table, **facts, trained_parameters=dict.fromkeys(runs, 1000)) | others
 
 
@@ -100,8 +100,6 @@ def test_what_was_not_run_is_named(tmp_path):
 
 
 def test_nothing_is_missing_where_all_was_run(tmp_path):
-    from hf_s2e.results import TABLE_METHODS
-
     whole = summary(dict.fromkeys(TABLE_METHODS, 3), references={"other": {"ua": 99.0, "wa": 98.0}})
     write(tmp_path / "results" / "emodb-loso-paper", summary=whole)
     text = written(tmp_path / "results", tmp_path / "page.md")
@@ -172,6 +170,7 @@ def test_references_alone_are_a_table(tmp_path):
         ("emodb-loso-plus", {"recipe": "plus"}, "RECIPE=training/recipes/plus.yaml"),
         ("ravdess-loso-paper", {"corpus": "ravdess"}, "PROTOCOL=loso"),
         (
+        ("emodb-loso-paper", {"base": "my-base"}, "DATA_DIR=DIR BASE=my-base"),
             "emodb-loso-paper",
             {"protocol": {"name": "loso", "speaker_disjoint": False}},
             "DATA_DIR=DIR CV_FLAGS=--no_speaker_ids",
