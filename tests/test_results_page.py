@@ -169,8 +169,8 @@ def test_references_alone_are_a_table(tmp_path):
         ("else", {}, "make results CORPUS=emodb DATA_DIR=DIR LABELS=calm,upset OUT=results/else"),
         ("emodb-loso-plus", {"recipe": "plus"}, "RECIPE=training/recipes/plus.yaml"),
         ("ravdess-loso-paper", {"corpus": "ravdess"}, "PROTOCOL=loso"),
-        (
         ("emodb-loso-paper", {"base": "my-base"}, "DATA_DIR=DIR BASE=my-base"),
+        (
             "emodb-loso-paper",
             {"protocol": {"name": "loso", "speaker_disjoint": False}},
             "DATA_DIR=DIR CV_FLAGS=--no_speaker_ids",
