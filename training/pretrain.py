@@ -21,6 +21,7 @@ from hf_s2e.training.engine import Task, predict, run_segments, train
 from hf_s2e.training.repo import check_output, find_namespace, push_to_hub, write_facts
 from hf_s2e.training.script import (
     RepoArguments,
+    checkpoint_folder,
     draw,
     find_checkpoint,
     make_accelerator,
@@ -178,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
             recipe,
             seed=args.seed,
             max_train_steps=args.max_train_steps,
-            checkpoint_dir=run_folder(args) / "checkpoints",
+            checkpoint_dir=checkpoint_folder(args),
             checkpointing_steps=args.checkpointing_steps,
             resume_from=find_checkpoint(args),
             description="speakers",

@@ -20,7 +20,7 @@ from ..modeling_s2e import S2EForAudioClassification, aggregate_segments
 from .augment import Augment
 from .data import SegmentDataset, ShuffledBatches, WaveStore
 from .lazy import LazyStore
-from .progress import Checkpoints, Meter, TrainingError
+from .progress import Checkpoints, Meter, TrainingError, refuse_other_checkpoints
 from .recipe import Recipe, make_optimizer, make_scheduler
 
 LOSS_CHECK_STEPS = 20  # reading the loss stalls an accelerator: not at every step
@@ -133,8 +133,10 @@ def train(
 
     Raises:
         TrainingError: the loss is not finite, something frozen has changed, a recording cannot be read any
-            more, or a checkpoint cannot be written or read.
+            more, a checkpoint cannot be written or read, or those of another run are where they belong.
     """
+    if checkpointing_steps:
+        refuse_other_checkpoints(checkpoint_dir, resume_from)
     data = SegmentDataset(
         task.store,
         task.labels,
@@ -149,7 +151,8 @@ def train(
     sampler = ShuffledBatches(data.labels, recipe.per_device_train_batch_size, seed, balance=recipe.balance_classes)
     on_gpu = accelerator.device.type == "cuda"
     loader = _loader(data, accelerator.device, batch_sampler=sampler)
-    frozen = _frozen_sha256(model)
+    settings = _settings(accelerator, model, task, recipe, seed)
+    frozen = settings["frozen filters"]
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     torch.backends.cudnn.benchmark = on_gpu  # shapes are fixed
@@ -172,8 +175,6 @@ def train(
     total = recipe.num_train_epochs * len(loader)
     total = total if max_train_steps is None else min(total, max_train_steps)
     run = _Run(accelerator, wrapped, optimizer, scheduler, spectrograms, recipe, seed, model.config.num_labels)
-    settings = {**asdict(recipe), "seed": seed, "segments": len(data), "frozen filters": frozen}
-    settings["processes"] = accelerator.num_processes
     checkpoints = Checkpoints(accelerator, checkpoint_dir, checkpointing_steps, settings)
     done = {} if resume_from is None else checkpoints.load(resume_from)
     run.step = done.get("step", 0)
@@ -291,6 +292,27 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _settings(
+    accelerator: Accelerator, model: torch.nn.Module, task: Task, recipe: Recipe, seed: int
+) -> dict[str, object]:
+    """What a run and its resumption must have in common; asked before anything is trained."""
+    rows = torch.as_tensor(task.utterances, dtype=torch.int64)
+    labels = torch.as_tensor(np.asarray(task.labels, dtype=np.int64))[rows]
+    lengths = task.store.lengths[rows]
+    return {
+        **asdict(recipe),
+        "seed": seed,
+        "front_end": model.config.front_end,
+        "start weights": tensors_sha256(model.state_dict()),
+        "frozen filters": _frozen_sha256(model),
+        "utterances": tensors_sha256({"rows": rows, "lengths": lengths}),  # of whatever corpus lies there
+        "labels": tensors_sha256({"labels": labels}),
+        "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
+        "mixed_precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+    }
 
 
 def _frozen_sha256(model: torch.nn.Module) -> str:

@@ -99,6 +99,7 @@ class Checkpoints:
     def __init__(self, accelerator: Accelerator, folder: Path | None, every: int | None, settings: dict[str, Any]):
         self.accelerator, self.folder, self.every, self.settings = accelerator, folder, every, settings
         self.last_step = 0
+        self.last: Path | None = None  # of this run: others may lie in the folder
 
     def due(self, step: int) -> bool:
         """Whether this step ends with a checkpoint; never between the batches of one optimiser step."""
@@ -131,9 +132,11 @@ class Checkpoints:
             raise TrainingError(
                 f"The checkpoint of step {step} cannot be written ({error}). {self.last_good()}"
             ) from error
-        self.last_step = step
+        self.last_step, self.last = step, target
         if self.accelerator.is_main_process:
-            for old in finished_checkpoints(self.folder)[:-KEPT_CHECKPOINTS]:
+            # resumed from an earlier one, a run has later ones still before it
+            older = [path for path in finished_checkpoints(self.folder) if path.name <= target.name]
+            for old in older[:-KEPT_CHECKPOINTS]:
                 shutil.rmtree(old)
 
     def load(self, folder: Path) -> dict[str, Any]:
@@ -153,14 +156,40 @@ class Checkpoints:
                 f"The checkpoint {folder} cannot be read ({error}): remove it, and go on from the one before."
             ) from error
         if differing:
-            pairs = "; ".join(f"{name} {found.get(name)}, not {self.settings[name]}" for name in differing)
-            raise TrainingError(f"The checkpoint {folder} is of a run with other settings ({pairs}).")
-        self.last_step = progress["step"]
+            pairs = "; ".join(f"{n} {_brief(found.get(n))}, not {_brief(self.settings[n])}" for n in differing)
+            raise TrainingError(
+                f"The checkpoint {folder} is of a run with other settings ({pairs}): resume with those, or start "
+                "anew in another folder."
+            )
+        self.last_step, self.last = progress["step"], folder
         return progress
 
     def last_good(self) -> str:
-        found = finished_checkpoints(self.folder) if self.folder else []
-        return f"The last good checkpoint is {found[-1]}." if found else "There is no checkpoint yet."
+        """This run's, in a sentence; the one that it was resumed from counts."""
+        return f"The last good checkpoint is {self.last}." if self.last else "There is no checkpoint yet."
+
+
+def _brief(value: Any) -> Any:
+    return value[:12] if isinstance(value, str) else value  # hashes are long
+
+
+def refuse_other_checkpoints(folder: Path | None, resume_from: Path | None) -> None:
+    """Checkpoints of two runs never share a folder: the newest would be taken for this run's, and none is lost
+    without its owner's word.
+
+    Args:
+        folder: where this run is to write its own.
+        resume_from: the checkpoint that it goes on from; those beside it are of the same run.
+
+    Raises:
+        TrainingError: there are some of an earlier run.
+    """
+    found = finished_checkpoints(folder) if folder else []
+    if found and (resume_from is None or resume_from.resolve().parent != found[-1].resolve().parent):
+        raise TrainingError(
+            f"{folder} holds checkpoints of an earlier run, the newest {found[-1].name}: go on from it with "
+            "--resume_from_checkpoint latest, choose another --output_dir, or delete that folder to start anew."
+        )
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:

@@ -8,17 +8,24 @@ from typing import Any
 from ..adapter_files_s2e import ADAPTER_WEIGHTS
 from ..cards import BASE_WEIGHTS, write_card, write_training
 from .data import WaveStore
+from .progress import refuse_other_checkpoints
 from .recipe import Recipe
-from .script import RepoArguments, readable_errors
+from .script import RepoArguments, checkpoint_folder, find_checkpoint, readable_errors
 
 _IN_WORDS = ("num_train_epochs", "learning_rate", "lr_scheduler_type", "lr_drop_epochs", "momentum")
 
 
 def check_output(args: RepoArguments, *, adapter: bool) -> None:
-    """Refuse a folder in which the result could not be written, before anything is trained."""
+    """Refuse a folder in which the result could not be written, before anything is trained.
+
+    A repo of the same kind is written over; checkpoints of the run that made it are not.
+    """
     other = BASE_WEIGHTS if adapter else ADAPTER_WEIGHTS
     if Path(args.output_dir, other).exists():
         raise SystemExit(f"--output_dir {args.output_dir}: holds {other}, another kind of repo: choose another folder")
+    if args.checkpointing_steps:
+        with readable_errors():
+            refuse_other_checkpoints(checkpoint_folder(args), find_checkpoint(args))
 
 
 def write_facts(args: RepoArguments, recipe: Recipe, dataset, store: WaveStore, rows: Sequence[int], **facts):

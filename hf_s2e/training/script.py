@@ -72,7 +72,13 @@ class RepoArguments(RunArguments):
     """A run whose result is a repo."""
 
     checkpointing_steps: int | None = field(default=None, metadata={"help": "keep a checkpoint every N steps"})
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "a checkpoint's folder, or `latest`"})
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "a checkpoint's folder, or `latest`; without it --checkpointing_steps refuses an --output_dir "
+            "that holds checkpoints of an earlier run"
+        },
+    )
     with_tracking: bool = False
     report_to: str = field(default="tensorboard", metadata={"help": "tensorboard or trackio"})
     push_to_hub: bool = field(default=False, metadata={"help": "publish the repo, and its base if need be"})
@@ -139,6 +145,10 @@ def readable_errors(doing: str = "") -> Iterator[None]:
 def run_folder(args: RunArguments) -> Path:
     """Checkpoints, logs and environment: inside the repo that is written, and never pushed."""
     return Path(args.output_dir, "run")
+
+
+def checkpoint_folder(args: RunArguments) -> Path:
+    return run_folder(args) / "checkpoints"
 
 
 def read_corpus(accelerator: Accelerator, args: CorpusArguments):
@@ -215,7 +225,7 @@ def find_checkpoint(args: RepoArguments) -> Path | None:
     """
     if args.resume_from_checkpoint is None:
         return None
-    folder = run_folder(args) / "checkpoints"
+    folder = checkpoint_folder(args)
     if args.resume_from_checkpoint == "latest":
         found = finished_checkpoints(folder)
         if not found:
