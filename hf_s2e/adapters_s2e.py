@@ -97,11 +97,8 @@ class S2EAdapterMixin:
                 f"There is an adapter {adapter_name!r} already: choose another name, or delete_adapter() it "
                 "first."
             )
-        for what, value, allowed in (("init", init, ADAPTER_INITS), ("pooling", pooling, POOLINGS)):
-            if value not in allowed:
-                raise S2EAdapterError(
-                    f"{what} is {value!r}, but must be one of {', '.join(map(repr, allowed))}."
-                )
+        _check_choice("init", init, ADAPTER_INITS)
+        _check_choice("pooling", pooling, POOLINGS)
         if not use_shared and init == "zero":
             raise S2EAdapterError(
                 "use_shared=False with init='zero': without the 3x3 filters every activation would be zero "
@@ -168,20 +165,29 @@ class S2EAdapterMixin:
             if hasattr(self, "heads"):
                 del self.heads[name]
 
-    def replace_base_domain(self, name: str, labels: Sequence[str]) -> None:
+    def replace_base_domain(self, name: str, labels: Sequence[str], pooling: str = "mean") -> None:
         """Give the network itself another task: a base domain of this name, with a new classifier.
 
         Alpha and batch norm stay. This is how a plain network is fine-tuned: it becomes another base, so
         adapters must be deleted first, and it forgets where it came from.
+
+        Args:
+            pooling: as of `add_adapter`.
+
+        Raises:
+            S2EAdapterError: adapters are loaded, or a bad name, label or pooling.
         """
         check_adapter_name(name)
         labels = check_labels(labels)
+        _check_choice("pooling", pooling, POOLINGS)
         if self.adapter_names:
             raise S2EAdapterError(f"delete_adapter() these first: {self.adapter_names}.")
         old = self.config.base_domain
         spec = self.config.domains.pop(old)
         spec.pop("method", None)
+        spec["pooling"] = pooling
         domain = self.base_model.domains.pop(old)
+        domain.pooling = pooling
         self.base_model.domains[name] = domain
         if hasattr(self, "heads"):
             del self.heads[old]
@@ -244,6 +250,11 @@ class S2EAdapterMixin:
         if hasattr(self, "heads"):
             fused.heads[name].load_state_dict(self.heads[name].state_dict())
         return fused.to(self.device, self.dtype).train(self.training)
+
+
+def _check_choice(what: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise S2EAdapterError(f"{what} is {value!r}, but must be one of {', '.join(map(repr, allowed))}.")
 
 
 def _fold(conv: nn.Conv2d, domain_conv: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:

@@ -69,7 +69,7 @@ def make_command(
     further = {key: settings.get(key) for key in ("seed", "max_train_steps", "max_train_samples")}
     further |= {"protocol_seed": protocol_seed, "no_speaker_ids": not summary["protocol"]["speaker_disjoint"]}
     if "choice" in summary:
-        further["candidates"] = ",".join(f"training/recipes/{name}.yaml" for name in summary["choice"]["candidates"])
+        further["candidates"] = ",".join(summary["choice"]["files"])
     variables["CV_FLAGS"] = _flags(further)
     return " ".join(["make results", *(f"{name}={shlex.quote(value)}" for name, value in variables.items() if value)])
 

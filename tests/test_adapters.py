@@ -193,6 +193,18 @@ def test_the_base_gets_another_task(name):
     assert model.config.repo_id is None  # it is another base now
 
 
+def test_another_task_may_have_another_pooling(tmp_path):
+    model, x = tiny_model(adapters=False), segments(2)
+    model.replace_base_domain("emotion", LABELS, pooling="mean_std")
+    logits = model(x).logits
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.heads["emotion"].in_features == 2 * model.config.hidden_sizes[-1] * 2
+    assert torch.allclose(again(x).logits, logits, atol=1e-6)
+    with pytest.raises(S2EAdapterError, match="pooling is 'max'"):
+        model.replace_base_domain("emotion", LABELS, pooling="max")
+
+
 def test_the_base_keeps_its_task_while_adapters_rely_on_it():
     model = tiny_model()
     model.add_adapter("emo", labels=LABELS)

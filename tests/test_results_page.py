@@ -30,6 +30,7 @@ PROTOCOL = Protocol(
 CHOICE = {
     "rule": "By the UA on validation speakers.",
     "candidates": ["paper", "plus"],
+    "files": ["paper.yaml", "mine/plus.yaml"],
     "chosen": {"fine_tune": {"a": "paper", "b": "paper", "c": "plus"}, "plain": dict.fromkeys(SPEAKERS, "plus")},
 }
 
@@ -124,7 +125,7 @@ def test_the_choice_of_recipes_is_shown(tmp_path):
     text = written(tmp_path / "results", tmp_path / "page.md")
     assert CHOICE["rule"] in text
     assert "| recipe | fine_tune | plain |\n|---|---|---|\n| paper | 2 | 0 |\n| plus | 1 | 3 |\n" in text
-    assert "CV_FLAGS='--candidates training/recipes/paper.yaml,training/recipes/plus.yaml'" in text
+    assert "CV_FLAGS='--candidates paper.yaml,mine/plus.yaml'" in text
 
 
 def test_where_it_ran_and_what_the_audit_found(tmp_path):

@@ -1,5 +1,6 @@
 """The scripts in training/ as a user runs them: in this process, and through accelerate's and torch's launchers."""
 
+import dataclasses
 import json
 import os
 import re
@@ -330,9 +331,9 @@ def test_evaluate_on_another_corpus_needs_the_label_map(work, adapter_repo, tmp_
     assert {k for k, v in result["methods"]["s2e-toy"]["recall"].items() if v is not None} == {"happy", "sad"}
     right = [(table["prediction"] == table["label"])[table["label"] == c].mean() for c in (happy, sad)]
     assert result["methods"]["s2e-toy"]["ua_mean"] == pytest.approx(100 * np.mean(right))
-    # the repo says that it was trained on another corpus
-    assert result["protocol"]["speaker_disjoint"] is True
-    assert "inflated" not in capsys.readouterr().out
+    # `folder` does not say whose recordings these are
+    assert result["protocol"]["speaker_disjoint"] is None
+    assert "not known whether these speakers" in capsys.readouterr().out
     for wrong, said in [
         ({"rage": "angry"}, "corpus has no"),
         ({"joy": "bliss"}, "model has no"),
@@ -505,6 +506,7 @@ def test_a_killed_job_continues(work, tmp_path, monkeypatch):
         ({"protocol": "3fold"}, "protocol"),
         ({"labels": "happy,sad"}, "protocol"),
         ({"max_train_samples": 5}, "max_train_samples"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
         ({"model_name_or_path": "other"}, "start of residual_adapter"),
     ],
 )
@@ -560,6 +562,14 @@ def test_each_fold_chooses_its_recipe_without_its_test_speakers(work, tmp_path, 
     with pytest.raises(SystemExit, match="results with another recipe"):
         module.main(cross_validate(work, tmp_path, candidates=candidates, momentum=0.5))
     forget_accelerator()
+    with pytest.raises(SystemExit, match="results with another candidates"):  # of equals the first is taken
+        module.main(cross_validate(work, tmp_path, candidates=",".join(reversed(candidates.split(",")))))
+    forget_accelerator()
+    facts = next((tmp_path / "folds").glob("plain*.json"))
+    facts.write_text(facts.read_text().replace('"recipe": "f', '"recipe": "was f'))
+    with pytest.raises(SystemExit, match=r"was trained by the recipe was .*delete it to train it again"):
+        module.main([*flags, "--report_only"])
+    forget_accelerator()
     with pytest.raises(SystemExit, match="results with another recipe"):
         module.main(cross_validate(work, tmp_path))
 
@@ -577,6 +587,43 @@ def test_a_choice_that_cannot_be_made_is_refused(work, tmp_path, candidates, cha
     with pytest.raises(SystemExit, match="two or more"):
         one = candidates.split(",")[0]
         script("cross_validate").main(cross_validate(work, tmp_path / "out", candidates=one))
+
+
+def test_other_audio_under_the_same_names_is_never_mixed_in(validated, work, monkeypatch):
+    module = script("cross_validate")
+    read_whole = module.read_corpus
+
+    def read_trimmed(accelerator, args):
+        dataset, store = read_whole(accelerator, args)
+        return dataset, dataclasses.replace(store, lengths=store.lengths - 1)
+
+    monkeypatch.setattr(module, "read_corpus", read_trimmed)
+    with pytest.raises(SystemExit, match="results with another audio"):
+        module.main(cross_validate(work, validated[0], runs=2))
+
+
+def test_a_mistyped_start_does_not_lock_the_folder(work, tmp_path):
+    module = script("cross_validate")
+    for flags in ({"runs": 0}, {"methods": ","}, {"methods": "plain", "report_only": True, "learning_rate": 9}):
+        forget_accelerator()
+        with pytest.raises(SystemExit, match=r"at least one of each|no run is finished"):
+            module.main(cross_validate(work, tmp_path, **flags))
+    forget_accelerator()
+    module.main(cross_validate(work, tmp_path, methods="plain"))
+    (tmp_path / "settings.json").unlink()
+    forget_accelerator()
+    with pytest.raises(SystemExit, match="results with another"):
+        module.main(cross_validate(work, tmp_path, methods="plain"))
+
+
+def test_every_method_can_train_by_every_candidate(work, tmp_path):
+    """Otherwise a job of hours would stop in its middle."""
+    files = sorted((SCRIPTS / "recipes" / "plus").glob("*.yaml"))
+    methods = "plain,feature_extractor,fine_tune,residual_adapter,adapter_only,bn_only"
+    flags = {"candidates": ",".join(map(str, files)), "methods": methods, "report_only": True}
+    with pytest.raises(SystemExit, match="runs that choose a recipe are not finished"):
+        script("cross_validate").main(cross_validate(work, tmp_path, **flags))
+    assert len(read(tmp_path / "settings.json")["starts"]) == 6 * len(files)
 
 
 def test_methods_without_their_base_are_refused_before_any_training(work, tmp_path):

@@ -11,6 +11,7 @@ recipe by the UA on validation speakers, without its test speakers; those runs a
 OUT/audit.json says what a model may score by without hearing the emotion.
 """
 
+import hashlib
 import json
 import sys
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,15 @@ from hf_s2e.audit import audit
 from hf_s2e.protocols import Protocol, choice_protocol, make_protocol
 from hf_s2e.reports import latex_table, markdown_table, summarize
 from hf_s2e.training.engine import predict, train
-from hf_s2e.training.fold_runs import Job, choose_recipes, collect, finish_jobs, list_choice_jobs, list_jobs
+from hf_s2e.training.fold_runs import (
+    Job,
+    choose_recipes,
+    collect,
+    finish_jobs,
+    list_choice_jobs,
+    list_jobs,
+    refuse_other_recipes,
+)
 from hf_s2e.training.methods import METHODS, build_model
 from hf_s2e.training.recipe import Recipe
 from hf_s2e.training.script import (
@@ -77,7 +86,7 @@ def base_of(method: str, args: Arguments) -> str | None:
 
 
 def check_settings(folder: Path, settings: dict, starts: dict[str, dict]) -> None:
-    """Write what all results in the folder share; from then on compare it, and add further methods.
+    """Write what all results in the folder share; where there are some, compare it, and add further methods.
 
     Args:
         settings: the same for every method.
@@ -87,11 +96,14 @@ def check_settings(folder: Path, settings: dict, starts: dict[str, dict]) -> Non
         SystemExit: the folder holds results made with other settings; the message says which differ.
     """
     file = folder / "settings.json"
-    found = json.loads(file.read_text()) if file.is_file() else {**settings, "starts": starts}
+    found = json.loads(file.read_text()) if file.is_file() else {"starts": {}}
     differing = [key for key in settings if found.get(key) != settings[key]]
-    differing += [f"start of {name}" for name in starts if found["starts"].get(name, starts[name]) != starts[name]]
+    others = [name for name in starts if found["starts"].get(name, starts[name]) != starts[name]]
+    wrong = differing + [f"start of {name}" for name in others]
+    if wrong and (any(folder.glob("folds/*.parquet")) or any(folder.glob("inner/*/*.parquet"))):
+        raise SystemExit(f"{folder} holds results with another {', '.join(wrong)}: choose another --output_dir")
     if differing:
-        raise SystemExit(f"{folder} holds results with another {', '.join(differing)}: choose another --output_dir")
+        found = {"starts": {}}
     write_json(file, {**settings, "starts": {**found["starts"], **starts}})
 
 
@@ -101,6 +113,31 @@ def start_of(method: str, args: Arguments, labels: list[str], recipe: Recipe) ->
     with readable_errors():
         model = build_model(method, base_of(method, args), args.corpus, labels, recipe)
     return {"tensors": tensors_sha256(model.state_dict()), "front_end": model.config.front_end}
+
+
+def guard(folder: Path, accelerator, dataset, store, protocol: Protocol, args: Arguments, recipes) -> None:
+    """Build every network once, so that what cannot be built is refused now; then note what is common to all."""
+    classes, choosing = dataset.features["label"].names, bool(args.candidates)
+    starts = {
+        f"{method}, {name}" if choosing else method: start_of(method, args, classes, recipe)
+        for method in split_names(args.methods)
+        for name, recipe in recipes.items()
+    }
+    settings = {"corpus": args.corpus, "protocol": protocol.hash, "mixed_precision": accelerator.mixed_precision}
+    settings |= {name: getattr(args, name) for name in ("seed", "max_train_steps", "max_train_samples")}
+    settings["gradient_accumulation_steps"] = args.gradient_accumulation_steps
+    settings["audio"] = hashlib.sha256(store.lengths.numpy().tobytes()).hexdigest()  # in samples, by utterance
+    named = {name: asdict(recipe) for name, recipe in recipes.items()}
+    settings["recipe"] = named if choosing else next(iter(named.values()))
+    if choosing:
+        settings["candidates"] = list(recipes)  # of equals the first is taken
+    (folder / "folds").mkdir(parents=True, exist_ok=True)
+    check_settings(folder, settings, starts)
+    protocol.save(folder / "protocol.json")
+    if not (folder / "audit.json").is_file():  # what the numbers may be due to; cards sum it up
+        write_json(folder / "audit.json", audit(dataset, protocol=protocol))
+    if not args.report_only:
+        write_json(folder / "environment.json", environment(accelerator))
 
 
 def run_job(job: Job, accelerator, dataset, store, protocol: Protocol, args: Arguments, recipes) -> tuple:
@@ -161,6 +198,8 @@ def main(argv: list[str] | None = None) -> None:
     methods, folder, classes = split_names(args.methods), Path(args.output_dir), dataset.features["label"].names
     if unknown := set(methods) - set(METHODS):
         raise SystemExit(f"--methods: unknown {sorted(unknown)}; known are {', '.join(METHODS)}")
+    if not methods or args.runs < 1:
+        raise SystemExit(f"--methods {args.methods} --runs {args.runs}: at least one of each is needed")
     with readable_errors():
         protocol = make_protocol(
             args.protocol,
@@ -171,16 +210,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         inner = choice_protocol(protocol, dataset) if args.candidates else None
     if accelerator.is_main_process:
-        (folder / "folds").mkdir(parents=True, exist_ok=True)
-        settings = {"corpus": args.corpus, "protocol": protocol.hash, "mixed_precision": accelerator.mixed_precision}
-        settings |= {name: getattr(args, name) for name in ("seed", "max_train_steps", "max_train_samples")}
-        settings["recipe"] = {name: asdict(r) for name, r in recipes.items()} if inner else asdict(recipe)
-        check_settings(folder, settings, {m: start_of(m, args, classes, recipe) for m in methods})
-        protocol.save(folder / "protocol.json")
-        if not (folder / "audit.json").is_file():  # what the numbers may be due to; cards sum it up
-            write_json(folder / "audit.json", audit(dataset, protocol=protocol))
-        if not args.report_only:
-            write_json(folder / "environment.json", environment(accelerator))
+        guard(folder, accelerator, dataset, store, protocol, args, recipes)
     accelerator.wait_for_everyone()
 
     def finish(jobs: list[Job], protocol: Protocol, what: str) -> None:
@@ -192,9 +222,11 @@ def main(argv: list[str] | None = None) -> None:
     if inner:
         choosing = list_choice_jobs(methods, inner, recipes, folder / "inner")
         finish(choosing, inner, "runs that choose a recipe")
-        choice = choose_recipes(choosing, len(classes))
+        choice = choose_recipes(choosing, len(classes)) | {"files": split_names(args.candidates)}
         recipe_of = choice["chosen"]
     jobs = list_jobs(methods, protocol, args.runs, recipe_of, folder / "folds")
+    if choice:
+        refuse_other_recipes(jobs)
     finish(jobs, protocol, "fold-runs")
     if accelerator.is_main_process:
         predictions, trained = collect(jobs)

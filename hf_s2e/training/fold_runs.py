@@ -1,6 +1,7 @@
 """Fold-runs of a cross-validation: each is trained, tested and kept by itself, so that none is lost or redone."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from ..protocols import Fold, Protocol
 from .script import readable_errors, write_json
 
 CHOICE_RULE = (
-    "For each method and fold the recipe with the highest UA on validation speakers, in one run that trained "
-    "neither on them nor on the fold's test speakers."
+    "For each method and fold the recipe with the highest UA on a validation part (of equals the first), in one run "
+    "that trained neither on it nor on the fold's test part."
 )
 
 
@@ -49,7 +50,7 @@ class Job:
         """The predictions come last and in one step: where they are, the fold-run is whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.facts, facts)
-        partial = self.predictions.with_suffix(".part")
+        partial = self.predictions.with_suffix(f".{os.getpid()}.part")
         rows.to_parquet(partial)
         partial.replace(self.predictions)
 
@@ -105,8 +106,19 @@ def finish_jobs(jobs: list[Job], accelerator, run_job: Callable[[Job], tuple[pd.
     accelerator.wait_for_everyone()
 
 
+def refuse_other_recipes(jobs: list[Job]) -> None:
+    """Where folds choose: SystemExit if a kept fold-run was trained by another recipe than is chosen now."""
+    for job in jobs:
+        used = json.loads(job.facts.read_text())["recipe"] if job.predictions.is_file() else job.recipe
+        if used != job.recipe:
+            raise SystemExit(
+                f"{job.predictions} was trained by the recipe {used}, but {job.recipe} is chosen now: "
+                "delete it to train it again"
+            )
+
+
 def collect(jobs: list[Job]) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The predictions of every whole run (a method on all folds), and the number of trained parameters.
+    """The predictions of every whole run (a method on all folds), and the largest number of trained parameters.
 
     Raises:
         SystemExit: there is none.
@@ -117,7 +129,10 @@ def collect(jobs: list[Job]) -> tuple[pd.DataFrame, dict[str, int]]:
     done = [job for run in runs.values() if all(job.predictions.is_file() for job in run) for job in run]
     if not done:
         raise SystemExit(f"{jobs[0].folder}: no run is finished on all folds yet")
-    trained = {job.method: json.loads(job.facts.read_text())["trained_parameters"] for job in done}
+    trained: dict[str, int] = {}
+    for job in done:
+        count = json.loads(job.facts.read_text())["trained_parameters"]
+        trained[job.method] = max(trained.get(job.method, 0), count)
     return pd.concat([pd.read_parquet(job.predictions) for job in done]), trained
 
 

@@ -86,10 +86,8 @@ def build_model(
                 pooling=recipe.pooling,
                 method=method,
             )
-        elif recipe.pooling != "mean":
-            raise ValueError(f"{method} keeps its base's pooling: leave --pooling {recipe.pooling} out.")
         else:
-            model.replace_base_domain(domain, labels)
+            model.replace_base_domain(domain, labels, pooling=recipe.pooling)
     if chosen.makes_adapter:
         model.train_adapter(domain, parts=chosen.parts)
     else:
