@@ -14,7 +14,7 @@ DATA_DIR ?=
 .venv/bench: .venv/installed
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]' && touch $@
 
-.PHONY: install demo results test lint
+.PHONY: install demo results experiments test lint
 install: .venv/installed
 
 # The whole job once; make demo CORPUS=emodb DATA_DIR=... for real speech
@@ -30,6 +30,12 @@ RESULTS_FLAGS = $(call given,DATA_DIR,data_dir) $(call given,METHODS,methods) $(
     $(call given,PLAIN_BASE,plain_base) $(call given,OUT,out) $(call given,ACCELERATE,accelerate)
 results: install $(if $(filter toy,$(CORPUS)),,.venv/bench)
 	$(BIN)/python training/results.py --corpus $(CORPUS) $(RESULTS_FLAGS) $(CV_FLAGS)
+
+# All of docs/results.md, most important first, going on where it stopped; hours on a GPU. DATA holds the corpora:
+# make experiments DATA=... [ONLY=emodb,ravdess] [ACCELERATE='--mixed_precision bf16 --dynamo_backend inductor']
+experiments: install .venv/bench
+	$(BIN)/python training/experiments.py $(call given,DATA,data_dir) $(call given,ONLY,only) \
+	    $(call given,ACCELERATE,accelerate)
 
 test: install
 	$(BIN)/python -m pytest

@@ -1,8 +1,8 @@
 """Segments per second of training: data path alone, network alone, both; as ratios to the plain loop in fp32.
 
-    python benchmarks/training_speed.py [--batch_size 64] [--steps 40] [--loop] [--profile]
+    python benchmarks/training_speed.py [--batch_size 64] [--steps 40] [--loop] [--profile] [--output FILE]
 
-Baseline of every ratio: eager fp32 training of the plain network (everything learns), measured in the same run.
+Baseline of every ratio: eager fp32 training by the first of `--methods` (plain: everything learns), in the same run.
 On a GPU, bf16 autocast and torch.compile are measured beside it; on a CPU bf16 (fast where it has AVX512-BF16 or
 AMX) and what keeping freed memory is worth. `--loop` adds the training loop of the scripts, with accelerate,
 shuffling, schedule and progress bar: its second epoch, so that compiling does not count.
@@ -10,8 +10,11 @@ shuffling, schedule and progress bar: its second epoch, so that compiling does n
 
 import argparse
 import contextlib
+import json
 import math
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +29,8 @@ from hf_s2e.training.recipe import Recipe, make_optimizer
 
 LABELS = [f"class_{i}" for i in range(7)]
 METHODS = ("plain", "pretrain", "residual_adapter", "bn_only")
+COLUMNS = ("method", "precision", "variant", "data", "network", "both", "loop", "ratio")
+KEPT = "kept memory"
 
 
 def network(method: str) -> S2EForAudioClassification:
@@ -122,6 +127,47 @@ def profile(trainer: Trainer) -> None:
     print(result.key_averages().table(sort_by=order, row_limit=22, max_name_column_width=70))
 
 
+def variants(args, device: torch.device) -> list[tuple[bool, str | None]]:
+    """Whether in bf16, and compiled in which mode or what else is different."""
+    if device.type == "cpu":
+        return [(False, None), (False, KEPT), (True, KEPT)]
+    return [(False, None), (True, None), *((True, mode) for mode in args.compile_modes.split(",") if mode)]
+
+
+def measure_all(args, device: torch.device) -> Iterator[dict]:
+    """A row for each precision, variant and method: segments per second, and the ratio to the first row."""
+    baseline = None
+    for bf16, variant in variants(args, device):
+        if variant == KEPT:
+            keep_freed_memory()  # as the training loop does on a CPU
+        for method in args.methods.split(","):
+            how = {"bf16": bf16, "compiled": variant}
+            trainer = Trainer(method, args, device, **how)
+            row = {"method": method, "precision": "bf16" if bf16 else "fp32", "variant": variant or "eager"}
+            for name, step in (("data", trainer.data), ("network", trainer.learn), ("both", trainer.both)):
+                row[name] = round(args.batch_size / measure(step, args.steps, device), 1)
+            if args.loop and (device.type == "cuda" or variant == KEPT):  # on a CPU the loop keeps freed memory
+                row["loop"] = round(loop_speed(method, args, device, **how), 1)
+            baseline = baseline or row["both"]
+            yield row | {"ratio": round(row["both"] / baseline, 2)}
+            if args.profile:
+                profile(trainer)
+            torch.compiler.reset()
+
+
+def table_row(values) -> str:
+    return "| " + " | ".join("" if value is None else str(value) for value in values) + " |"
+
+
+def markdown(result: dict) -> str:
+    """The measurement as a table, with what it was measured on."""
+    columns = [name for name in COLUMNS if any(name in row for row in result["rows"])]
+    lines = [table_row(columns), "|---" * len(columns) + "|"]
+    lines += [table_row(row.get(name) for name in columns) for row in result["rows"]]
+    about = f"{result['device']}, {result['threads']} threads, batch {result['batch_size']}, torch {result['torch']}"
+    return "\n".join([*lines, "", f"Segments per second on: {about}."])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=64)
@@ -129,41 +175,20 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--compile_modes", default="default")
     parser.add_argument("--loop", action="store_true", help="also the training loop of the scripts")
-    parser.add_argument("--profile", action="store_true", help="also print where the time of the last one goes")
+    parser.add_argument("--profile", action="store_true", help="also print where the time goes")
+    parser.add_argument("--output", type=Path, help="a JSON file for the result")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
-    modes = [(False, None)]
-    if device.type == "cpu":
-        modes += [(False, "kept memory"), (True, "kept memory")]  # as the training loop does on a CPU
-    else:
-        modes += [(True, None), *((True, mode) for mode in args.compile_modes.split(",") if mode)]
-    baseline = None
-    print(f"{device}, batch {args.batch_size}; segments per second")
-    columns = ("data", "network", "both", *(["loop"] if args.loop else []))
-    speeds = "".join(f" {name:>8}" for name in columns)
-    print(f"{'method':17} {'precision':9} {'variant':16}{speeds} {'ratio':>6}", flush=True)
-    for bf16, compiled in modes:
-        if compiled == "kept memory":
-            keep_freed_memory()
-        for method in args.methods.split(","):
-            trainer = Trainer(method, args, device, bf16=bf16, compiled=compiled)
-            speeds = [
-                args.batch_size / measure(step, args.steps, device)
-                for step in (trainer.data, trainer.learn, trainer.both)
-            ]
-            if args.loop:
-                speeds.append(loop_speed(method, args, device, bf16=bf16, compiled=compiled))
-            baseline = baseline or speeds[2]
-            print(
-                f"{method:17} {'bf16' if bf16 else 'fp32':9} {compiled or 'no':16} "
-                + " ".join(f"{speed:8.1f}" for speed in speeds)
-                + f" {speeds[2] / baseline:6.2f}",
-                flush=True,
-            )
-            if args.profile:
-                profile(trainer)
-            torch.compiler.reset()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    result = {"device": name, "threads": torch.get_num_threads(), "batch_size": args.batch_size}
+    result |= {"torch": torch.__version__, "rows": []}
+    for row in measure_all(args, device):
+        print(table_row(f"{name} {value}" for name, value in row.items()), flush=True)
+        result["rows"].append(row)
+    print(f"\n{markdown(result)}")
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

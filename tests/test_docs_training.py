@@ -1,0 +1,71 @@
+"""docs/training.md: its commands can be read by their scripts, its figures are the measurement's."""
+
+import importlib.util
+import json
+import re
+import shlex
+import sys
+
+import pytest
+from conftest import ROOT
+from training_tools import script
+
+from hf_s2e.training.script import parse_arguments
+
+PAGE = ROOT / "docs" / "training.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+LINES = "".join(re.findall(r"```bash\n(.*?)```", TEXT, re.S)).replace("\\\n", " ").splitlines()
+COMMANDS = [shlex.split(line) for line in LINES]
+
+
+def benchmark():
+    spec = importlib.util.spec_from_file_location("training_speed", ROOT / "benchmarks" / "training_speed.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "accelerate"], ids=lambda c: c[2])
+def test_the_scripts_take_what_is_shown(command):
+    module = script(command[2].removeprefix("training/").removesuffix(".py"))
+    args, _ = parse_arguments(module.Arguments, {}, command[3:])
+    for file in (getattr(args, "candidates", None) or args.recipe).split(","):
+        assert (ROOT / file).is_file()
+    assert (ROOT / args.model_name_or_path / "config.json").is_file()
+
+
+def test_the_other_commands_exist():
+    others = [command for command in COMMANDS if command[0] != "accelerate"]
+    assert [command[:2] for command in others] == [
+        ["make", "results"],
+        ["make", "experiments"],
+        ["python", "benchmarks/training_speed.py"],
+    ]
+    for target in ("results", "experiments"):
+        assert re.search(f"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", TEXT)
+    assert targets and all((PAGE.parent / target).exists() for target in targets)
+
+
+def test_the_speeds_are_those_that_were_measured():
+    measured = json.loads((ROOT / "results" / "training_speed" / "cpu.json").read_text())
+    assert benchmark().markdown(measured) in TEXT
+    speed = {(row["method"], row["precision"], row["variant"]): row for row in measured["rows"]}
+    assert speed["residual_adapter", "fp32", "kept memory"]["loop"] >= 8  # the goal on two cores
+    for precision in ("fp32", "bf16"):  # adapting is cheaper than training everything
+        adapter, plain = (speed[method, precision, "kept memory"] for method in ("residual_adapter", "plain"))
+        assert adapter["network"] > 1.1 * plain["network"]
+
+
+def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "speed.json"
+    flags = ["--batch_size", "1", "--steps", "1", "--methods", "bn_only", "--loop", "--output", str(out)]
+    monkeypatch.setattr(sys, "argv", ["training_speed.py", *flags])
+    module = benchmark()
+    module.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) >= 3 and rows[0]["ratio"] == 1 and all(row["both"] > 0 for row in rows)
+    assert rows[-1]["loop"] > 0 and module.markdown(json.loads(out.read_text())) in capsys.readouterr().out

@@ -1,0 +1,62 @@
+"""The one command for all results: what it would run exists, in order, and can be stopped and started."""
+
+import shlex
+
+import pytest
+from conftest import ROOT
+from training_tools import script
+
+
+@pytest.fixture
+def experiments():
+    return script("experiments")
+
+
+def commands(experiments, capsys, *flags):
+    experiments.main(["--data_dir", "corpora", "--dry_run", *flags])
+    lines = capsys.readouterr().out.splitlines()
+    return [(name, shlex.split(line)) for name, _, line in (line.partition(": ") for line in lines)]
+
+
+def test_every_command_can_be_read_by_its_script(experiments, capsys):
+    results, pretrain, validate = script("results"), script("pretrain"), script("cross_validate")
+    found = commands(experiments, capsys)
+    assert list(dict.fromkeys(name for name, _ in found)) == list(experiments.experiments())
+    for _, line in found:
+        at = next(i for i, part in enumerate(line) if part.startswith(f"{ROOT}/training/"))
+        flags = line[at + 1 :]
+        if line[at].endswith("pretrain.py"):
+            args, _ = experiments_parse(pretrain.Arguments, flags)
+            assert args.output_dir.startswith("out/bases/")
+        else:
+            parser = results.HfArgumentParser(results.Arguments, allow_abbrev=False)
+            args, rest = parser.parse_args_into_dataclasses(args=flags, return_remaining_strings=True)
+            experiments_parse(validate.Arguments, rest)
+            assert args.data_dir == str((ROOT.cwd() / "corpora" / args.corpus).resolve())
+            for file in rest[1].split(",") if rest else []:
+                assert (ROOT / file).is_file()
+            assert set(args.methods.split(",")) <= set(validate.METHODS)
+
+
+def experiments_parse(arguments, flags):
+    from hf_s2e.training.script import parse_arguments
+
+    return parse_arguments(arguments, {}, flags)
+
+
+def test_a_base_is_trained_once_and_resumed(experiments, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "ROOT", tmp_path)
+    done, begun = (tmp_path / experiments.BASES / f"s2e-50-{kind}" for kind in ("adapter", "plain"))
+    done.mkdir(parents=True)
+    (done / "model.safetensors").touch()
+    (begun / "run" / "checkpoints" / "step-500").mkdir(parents=True)
+    experiments.main(["--data_dir", "corpora", "--dry_run", "--only", "fifty"])
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == "fifty: out/bases/s2e-50-adapter is there"
+    assert second.endswith("--resume_from_checkpoint latest")
+
+
+def test_an_unknown_step_is_refused(experiments, capsys):
+    with pytest.raises(SystemExit):
+        experiments.main(["--data_dir", "corpora", "--only", "everything"])
+    assert "unknown ['everything']; known are emodb, ravdess" in capsys.readouterr().err

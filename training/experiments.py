@@ -1,0 +1,114 @@
+"""Everything that docs/results.md should show, in the order of its worth: what `make experiments` runs.
+
+    python training/experiments.py --data_dir DATA [--accelerate='FLAGS'] [--only bases,emodb] [--dry_run]
+
+DATA holds the corpora as folders `emodb`, `ravdess` and `speechocean762`, and, for the stronger base, `more_speakers`
+(speaker/file.wav). Each step is one command; what is finished is kept, so that it can be stopped at any time and
+started again. Hours on a GPU; on a CPU one leave-one-speaker-out run of EmoDB takes most of a day.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BASES = Path("out/bases")
+RECIPES = Path("training/recipes")
+CANDIDATES = ("paper", "crops", "voices", "voices-light", "voices-long", "voices-mixed", "voices-spread", "all")
+FIRST = "plain,fine_tune,residual_adapter"  # the paper's claim is about these
+ON_BASES = "fine_tune,residual_adapter,feature_extractor,adapter_only,bn_only"  # plain starts from none
+ALL = f"plain,{ON_BASES},residual_adapter_source"
+FOUR = "neutral,angry,happy,sad"
+UNION = {"speechocean762": {}, "folder": {"label": "speaker"}}
+
+
+def results(corpus: str, methods: str, **flags) -> list[str]:
+    flags = {"corpus": corpus, "data_dir": f"DATA/{corpus}", "methods": methods, **flags}
+    return ["results.py", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
+
+
+def on_bases(kind: str) -> dict[str, Path]:
+    return {"base": BASES / f"s2e-{kind}-adapter", "plain_base": BASES / f"s2e-{kind}-plain"}
+
+
+def pretrain(kind: str, *flags: str) -> list[list[str]]:
+    """The base with adapters, and the plain one; their Hub names tell them from the released ones."""
+    commands = []
+    for name, adapters in (("adapter", "--adapters"), ("plain", "--no-adapters")):
+        repo = ["--repo_id", f"hf-s2e/s2e-{kind}-{name}", "--output_dir", str(BASES / f"s2e-{kind}-{name}")]
+        commands.append(["pretrain.py", *flags, adapters, *repo])
+    return commands
+
+
+def candidates(corpus: str) -> list[str]:
+    files = ",".join(str(RECIPES / "plus" / f"{name}.yaml") for name in CANDIDATES)
+    return [*results(corpus, FIRST, **on_bases("plus")), "--candidates", files]
+
+
+def experiments() -> dict[str, list[list[str]]]:
+    """Name -> commands (a script of this folder and its flags), with DATA for the folder of the corpora."""
+    speech = ["--corpus", "speechocean762", "--data_dir", "DATA/speechocean762"]
+    union = ["--corpus", ",".join(UNION), "--data_dir", "DATA/speechocean762,DATA/more_speakers"]
+    union += ["--corpus_options", json.dumps(UNION), "--recipe", str(RECIPES / "speakers-plus.yaml")]
+    return {
+        "emodb": [results("emodb", FIRST)],
+        "ravdess": [results("ravdess", FIRST)],
+        "methods": [results("emodb", ALL), results("ravdess", ALL)],
+        "plus": [*pretrain("plus", *union), candidates("emodb"), candidates("ravdess")],
+        "folds": [results("emodb", FIRST, protocol="5fold"), results("emodb", FIRST, labels=FOUR)],
+        "fifty": [
+            *pretrain("50", *speech, "--num_speakers", "50"),
+            results("emodb", ON_BASES, out="results/emodb-loso-paper-50", **on_bases("50")),
+            results("ravdess", ON_BASES, out="results/ravdess-emobox6-paper-50", **on_bases("50")),
+        ],
+    }
+
+
+def finished(command: list[str]) -> bool:
+    """A base is trained once; results.py finds out by itself what is missing."""
+    return command[0] == "pretrain.py" and (ROOT / command[-1] / "model.safetensors").is_file()
+
+
+def complete(command: list[str], args: argparse.Namespace) -> list[str]:
+    """The command line: as `results.py --accelerate FLAGS`, or through `accelerate launch FLAGS`."""
+    script, *flags = command
+    flags = [flag.replace("DATA/", f"{args.data_dir.resolve()}/") for flag in flags]
+    if script == "results.py":
+        return [sys.executable, str(ROOT / "training" / script), *flags, f"--accelerate={args.accelerate}"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(args.accelerate)]
+    begun = any((ROOT / flags[-1] / "run" / "checkpoints").glob("*/"))
+    resume = ["--resume_from_checkpoint", "latest"] if begun else []
+    return [*launch, str(ROOT / "training" / script), *flags, "--checkpointing_steps", "500", *resume]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--only", help=f"a,b of {', '.join(experiments())}; by default all")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands")
+    parser.add_argument(
+        "--accelerate",
+        default="--num_processes 1 --num_machines 1 --mixed_precision bf16 --dynamo_backend inductor",
+        help="flags of accelerate launch, in one string",
+    )
+    args = parser.parse_args(argv)
+    known = experiments()
+    names = args.only.split(",") if args.only else list(known)
+    if unknown := set(names) - set(known):
+        parser.error(f"--only: unknown {sorted(unknown)}; known are {', '.join(known)}")
+    for name in names:
+        for command in known[name]:
+            if finished(command):
+                print(f"{name}: {command[-1]} is there")
+                continue
+            line = complete(command, args)
+            print(f"{name}: {shlex.join(line)}", flush=True)
+            if not args.dry_run and (code := subprocess.run(line, cwd=ROOT).returncode):
+                sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
