@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, skip_first_batches
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DynamoBackend
 from torch.utils.data import DataLoader
 
@@ -132,8 +133,9 @@ def train(
     is the same.
 
     Raises:
-        TrainingError: the loss is not finite, something frozen has changed, a recording cannot be read any
-            more, a checkpoint cannot be written or read, or those of another run are where they belong.
+        TrainingError: the loss or a tensor of the network is not finite, something frozen has changed, a
+            recording cannot be read any more, a checkpoint cannot be written or read, or those of another run
+            are where they belong.
     """
     if checkpointing_steps:
         refuse_other_checkpoints(checkpoint_dir, resume_from)
@@ -161,6 +163,8 @@ def train(
     if alone:
         wrapped = _compiled(accelerator, model)
         optimizer = accelerator.prepare_optimizer(optimizer)
+        # all batches are this process's; accelerate sees the last, at which accumulated gradients are due
+        loader = prepare_data_loader(loader, num_processes=1, process_index=0)
     else:
         wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if not len(loader):
@@ -182,6 +186,7 @@ def train(
         history = _loop(run, loader, sampler, total, checkpoints, description, done, on_epoch, alone)
     except AudioError as error:  # from a worker with its traceback, of which the last line says it
         raise TrainingError(f"{str(error).splitlines()[-1]} {checkpoints.last_good()}") from error
+    _check_finite(model, total, checkpoints.last_good())
     if _frozen_sha256(model) != frozen:
         raise TrainingError("A frozen tensor changed during training: this result must not be used.")
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # answer in full precision, as at the user's
@@ -265,14 +270,23 @@ def _loop(
                 if on_epoch is not None:
                     on_epoch(row)
             if checkpoints.due(run.step):
-                if not all(p.isfinite().all() for p in model.parameters()):
-                    raise TrainingError(f"Weights are not finite by step {run.step}. {checkpoints.last_good()}")
+                _check_finite(model, run.step, checkpoints.last_good())
                 whole = [row for row in history if row["step"] % len(loader) == 0]
                 checkpoints.save(run.step, history=whole, totals=None if whole_epoch else meter.totals())
             if run.step == total:
                 break
     bar.close()
     return history
+
+
+def _check_finite(model: torch.nn.Module, step: int, last_good: str) -> None:
+    """Parameters and batch norm statistics: the loss was that of the weights before the last step."""
+    bad = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if bad:
+        raise TrainingError(
+            f"Weights are not finite by step {step} ({bad[0]}; {len(bad)} tensors in all): lower the learning rate. "
+            f"{last_good}"
+        )
 
 
 def _compiled(accelerator: Accelerator, model: torch.nn.Module) -> torch.nn.Module:
