@@ -1,13 +1,28 @@
 """Recipes: how a network is trained. The defaults are the paper's for emotion corpora (section IV-B)."""
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..configuration_s2e import POOLINGS
+
 SCHEDULES = ("step", "cosine")
+_NOT_NEGATIVE = ("0 or more", lambda value: value >= 0)
+_FROM_ONE = ("1 or more", lambda value: value >= 1)
+_RANGES = {  # of the numbers that are not just 0 or more
+    "num_train_epochs": _FROM_ONE,
+    "per_device_train_batch_size": _FROM_ONE,
+    "momentum": ("between 0 and 1", lambda value: 0 < value < 1),  # Nesterov's takes none of the ends
+    "label_smoothing": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "speed_perturbation": ("0 or more and less than 1", lambda value: 0 <= value < 1),
+    "mixup": ("from 0 to 1", lambda value: 0 <= value <= 1),  # as augment.py draws it
+    "noise_snr": ("of any size", lambda value: True),
+}
+_CHOICES = {"lr_scheduler_type": SCHEDULES, "pooling": POOLINGS}
 
 
 @dataclass
@@ -53,10 +68,35 @@ class Recipe:
     pooling: str = "mean"
 
     def __post_init__(self):
-        if self.lr_scheduler_type not in SCHEDULES:
-            raise ValueError(f"lr_scheduler_type is {self.lr_scheduler_type!r}, but must be one of {SCHEDULES}.")
-        if self.num_train_epochs < 1 or self.per_device_train_batch_size < 1:
-            raise ValueError("num_train_epochs and per_device_train_batch_size must be at least 1.")
+        """Raises ValueError: a setting of another type or out of its range; the message names it."""
+        for name, kind in Recipe.__annotations__.items():  # HfArgumentParser changes the types in fields()
+            value, (words, fits) = getattr(self, name), _expected(name, kind)
+            may_be_none = type(None) in get_args(kind)
+            if not (fits(value) or (value is None and may_be_none)):
+                raise ValueError(f"{name} is {value!r}, but must be {words}{' or left out' * may_be_none}.")
+
+
+def _expected(name: str, kind: Any) -> tuple[str, Any]:
+    """What a setting must be, in words and as a test; `kind` is its type in [`Recipe`]."""
+    kind = next((part for part in get_args(kind) if part is float or part is str), kind)  # of `float | None`
+    if name in _CHOICES:
+        return f"one of {_CHOICES[name]}", lambda value: value in _CHOICES[name]
+    if kind == list[int]:
+        return (
+            "a list of epochs, whole numbers from 1",
+            lambda value: isinstance(value, list) and all(_is_number(epoch, int) and epoch >= 1 for epoch in value),
+        )
+    if kind in (bool, str):
+        return {bool: "true or false", str: "a name"}[kind], lambda value: isinstance(value, kind)
+    words, inside = _RANGES.get(name, _NOT_NEGATIVE)
+    what = "a whole number" if kind is int else "a number"
+    return f"{what}, {words}", lambda value: _is_number(value, kind) and inside(value)
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Whether it is a finite int, or where `kind` is float an int or float; True and False are neither."""
+    kinds = int if kind is int else int | float
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -75,7 +115,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: holds no settings; expected lines like `learning_rate: 0.01`.")
     known = {setting.name for setting in fields(Recipe)}
     if unknown := set(values) - known:
-        raise ValueError(f"{path}: unknown settings {sorted(unknown)}; known are {sorted(known)}.")
+        raise ValueError(f"{path}: unknown settings {sorted(map(str, unknown))}; known are {sorted(known)}.")
     return values
 
 
@@ -114,7 +154,11 @@ def _first(*values):
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> LambdaLR:
-    """The learning rate's factor, stepped once per optimiser step."""
+    """The learning rate's factor, stepped once per batch, also where several batches make one optimiser step.
+
+    Args:
+        steps_per_epoch: the batches of an epoch.
+    """
     warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.num_train_epochs * steps_per_epoch
 
     def factor(step: int) -> float:
