@@ -5,7 +5,12 @@
 
 The recipe is the paper's for emotion corpora (section IV-B) unless `--recipe FILE.yaml` or a flag says
 otherwise. With `--eval_speakers 03,08` these speakers are left out of the training and recognised afterwards.
-OUT is the repo itself; checkpoints, logs, history and evaluation lie in OUT/run and are never published.
+OUT is the repo itself; checkpoints, logs, arguments, environment, history and evaluation lie in OUT/run and are
+never published. A repo in OUT is written over, but a new run with --checkpointing_steps refuses an OUT that holds
+checkpoints of an earlier one: go on from them with --resume_from_checkpoint latest, or delete them.
+
+Several GPUs (`accelerate launch --multi_gpu`, NCCL) are built for, but unverified: only processes on CPUs were tried.
+Where batch norm learns, several processes differ from one: each normalises by its own share of the batch.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +21,7 @@ import numpy as np
 from hf_s2e.metrics import scores
 from hf_s2e.training.engine import predict, train
 from hf_s2e.training.methods import METHODS, build_model
-from hf_s2e.training.repo import check_output, find_namespace, push_to_hub, write_facts
+from hf_s2e.training.repo import check_output, find_namespace, push_to_hub, write_facts, write_model
 from hf_s2e.training.script import (
     RepoArguments,
     checkpoint_folder,
@@ -107,17 +112,15 @@ def main(argv: list[str] | None = None) -> None:
             on_epoch=start_trackers(accelerator, args, recipe),
         )
     if accelerator.is_main_process:
-        if METHODS[args.method].makes_adapter:
-            model.save_adapter(args.output_dir, model.active_adapter())
-        else:
-            model.save_pretrained(args.output_dir)
-        write_json(run_folder(args) / "history.json", history)
-        note = {}
-        if testing:
-            task = make_task(dataset, store, testing, model.config)
-            note["note"] = f"One run: {evaluate(model, dataset, task, accelerator.device, args)}."
-            print(note["note"])
-        write_facts(args, recipe, dataset, store, training, method=args.method, **note)
+        with readable_errors(f"trained, but {args.output_dir} is not whole: "):
+            write_model(model, args.output_dir, adapter=METHODS[args.method].makes_adapter)
+            write_json(run_folder(args) / "history.json", history)
+            note = {}
+            if testing:
+                task = make_task(dataset, store, testing, model.config)
+                note["note"] = f"One run: {evaluate(model, dataset, task, accelerator.device, args)}."
+                print(note["note"])
+            write_facts(args, recipe, dataset, store, training, method=args.method, **note)
         print(f"written: {Path(args.output_dir)}")
         if args.push_to_hub:
             push_to_hub(args)

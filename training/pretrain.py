@@ -5,7 +5,11 @@
 
 The recipe is the paper's for VoxCeleb2 (section IV-B): SGD, 30 epochs, learning rate 0.05 divided by 10 at
 the 21st epoch, weight decay 1e-4. Some utterances of each speaker, and some whole speakers, are left out and
-recognised afterwards: accuracy on the former, equal error rate of verification on the latter.
+recognised afterwards: accuracy on the former, equal error rate of verification on the latter. Checkpoints, logs,
+arguments, environment, history and evaluation lie in OUT/run and are never published.
+
+Several GPUs (`accelerate launch --multi_gpu`, NCCL) are built for, but unverified: only processes on CPUs were tried.
+As batch norm learns, several processes differ from one: each normalises by its own share of the batch.
 """
 
 import random
@@ -18,7 +22,7 @@ import torch.nn.functional as F
 
 from hf_s2e import S2EConfig, S2EForAudioClassification
 from hf_s2e.training.engine import Task, predict, run_segments, train
-from hf_s2e.training.repo import check_output, find_namespace, push_to_hub, write_facts
+from hf_s2e.training.repo import check_output, find_namespace, push_to_hub, write_facts, write_model
 from hf_s2e.training.script import (
     RepoArguments,
     checkpoint_folder,
@@ -186,12 +190,13 @@ def main(argv: list[str] | None = None) -> None:
             on_epoch=start_trackers(accelerator, args, recipe),
         )
     if accelerator.is_main_process:
-        model.save_pretrained(args.output_dir)
-        result = report(model, dataset, store, split, labels, accelerator.device)
-        write_json(run_folder(args) / "history.json", history)
-        write_json(run_folder(args) / "evaluation.json", result)
-        facts = {"method": "speaker classification", "evaluation": result}
-        write_facts(args, recipe, dataset, store, split.training, **facts)
+        with readable_errors(f"trained, but {args.output_dir} is not whole: "):
+            write_model(model, args.output_dir, adapter=False)
+            result = report(model, dataset, store, split, labels, accelerator.device)
+            write_json(run_folder(args) / "history.json", history)
+            write_json(run_folder(args) / "evaluation.json", result)
+            facts = {"method": "speaker classification", "evaluation": result}
+            write_facts(args, recipe, dataset, store, split.training, **facts)
         print(", ".join(f"{name} {value:.4g}" for name, value in result.items()))
         print(f"written: {args.output_dir}, fingerprint {model.base_fingerprint}")
         if args.push_to_hub:

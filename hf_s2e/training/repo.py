@@ -1,5 +1,7 @@
 """The repo that a training writes: its card, and its way to the Hub."""
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 from ..adapter_files_s2e import ADAPTER_WEIGHTS
 from ..cards import BASE_WEIGHTS, write_card, write_training
+from ..modeling_s2e import S2EForAudioClassification
 from .data import WaveStore
 from .progress import refuse_other_checkpoints
 from .recipe import Recipe
@@ -26,6 +29,27 @@ def check_output(args: RepoArguments, *, adapter: bool) -> None:
     if args.checkpointing_steps:
         with readable_errors():
             refuse_other_checkpoints(checkpoint_folder(args), find_checkpoint(args))
+
+
+def write_model(model: S2EForAudioClassification, output_dir: str | os.PathLike, *, adapter: bool) -> None:
+    """The adapter, or the full model, as a repo that is never half old and half new.
+
+    `save_adapter` sees to that by itself; a full model is written beside, and its files are then moved into
+    place, the weights last: a repo without them is not taken for a whole one.
+    """
+    folder = Path(output_dir)
+    if adapter:
+        model.save_adapter(folder, model.active_adapter())
+        return
+    partial = folder / "run" / "model.part"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial)
+        (folder / BASE_WEIGHTS).unlink(missing_ok=True)
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == BASE_WEIGHTS):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_facts(args: RepoArguments, recipe: Recipe, dataset, store: WaveStore, rows: Sequence[int], **facts):
