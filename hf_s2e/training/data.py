@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -57,14 +58,15 @@ class WaveStore:
         folder = Path(cache_dir, corpus_key(paths))
         if not (folder / "index.json").is_file():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-            shutil.rmtree(partial, ignore_errors=True)
+            partial = beside(folder)
             partial.mkdir()
             try:
                 lengths = _decode_all(paths, partial / "waves.i16", progress)
                 (partial / "index.json").write_text(json.dumps({"lengths": lengths}))
-                if not folder.exists():  # another process may have been faster
-                    os.replace(partial, folder)
+                os.replace(partial, folder)
+            except OSError:
+                if not (folder / "index.json").is_file():  # another process or machine may have been faster
+                    raise
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return cls.open(folder)
@@ -118,6 +120,11 @@ def corpus_key(paths: Sequence[str]) -> str:
             raise AudioError(f"{path}: cannot be opened ({error.strerror}); the corpus has changed.") from error
         digest.update(f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:24]
+
+
+def beside(path: Path) -> Path:
+    """A name for what is to become `path`, that no process of any machine uses."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
 
 
 def decode(path: str) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 
 from ..audio import SAMPLING_RATE, load_audio
 from ..utterances import audio_paths
-from .data import corpus_key, decode, map_files
+from .data import beside, corpus_key, decode, map_files
 
 EXACT_HEADERS = ("WAV", "WAVEX", "FLAC")  # their headers say how many samples there are, others' about how many
 
@@ -38,7 +38,7 @@ class LazyStore:
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             lengths = np.fromiter(map_files(_length, paths, "measuring", progress), np.int64, len(paths))
-            partial = file.with_suffix(f".{os.getpid()}.part")
+            partial = beside(file)
             with open(partial, "wb") as target:
                 np.save(target, lengths)
             os.replace(partial, file)
