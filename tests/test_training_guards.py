@@ -1,14 +1,27 @@
 """What must not go unnoticed: another run's checkpoints, weights that are not finite, results half written."""
 
-from dataclasses import replace
+import json
+import subprocess
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
-from training_tools import Workbench, forget_accelerator, fresh_accelerator, save_base, script
+from accelerate.state import PartialState
+from safetensors import SafetensorError
+from training_tools import TOY, Workbench, forget_accelerator, fresh_accelerator, same_tensors, save_base, script
 
+import hf_s2e
+from hf_s2e import S2EForAudioClassification
+from hf_s2e import adapter_files_s2e as files
+from hf_s2e.training import data
+from hf_s2e.training import script as script_module
+from hf_s2e.training.data import WaveStore
 from hf_s2e.training.engine import train
 from hf_s2e.training.progress import TrainingError, finished_checkpoints
 from hf_s2e.training.recipe import Recipe
+from hf_s2e.training.repo import write_model
+from hf_s2e.training.script import CorpusArguments, RepoArguments, parse_arguments, read_corpus
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +124,249 @@ def test_the_script_refuses_a_used_folder_before_it_trains(work, tmp_path):
         run(resume_from_checkpoint="latest", model_name_or_path=other)
     run(model_name_or_path=other)
     assert content(tmp_path / "out" / "run" / "checkpoints") == before
+
+
+# ---- what is learned
+
+
+@pytest.mark.parametrize("buffer", [False, True], ids=["weights", "batch norm statistics"])
+def test_a_last_step_that_spoils_the_network_is_noticed_without_checkpoints(work, buffer):
+    model, options = work.model(), {"recipe": recipe(learning_rate=1e38, weight_decay=1e3), "max_train_steps": 1}
+    if buffer:
+
+        def spoil(row):
+            model.s2e.domains["toy"].stem.bn.running_var.fill_(torch.inf)
+
+        options = {"recipe": recipe(), "max_train_steps": 1, "on_epoch": spoil}
+    named = "running_var" if buffer else r"\S+"
+    with pytest.raises(TrainingError, match=rf"not finite by step 1 \(\S*{named}; .*lower the learning rate"):
+        work.train(model=model, **options)
+
+
+def test_alone_or_not_the_last_batches_of_an_epoch_are_learned_from(work):
+    """38 segments are 7 batches, so that the last accumulates alone."""
+    trained = []
+    for alone in (False, True):
+        model = work.model()
+        accelerator = fresh_accelerator(gradient_accumulation_steps=4)
+        train(accelerator, model, work.task(model), recipe(), seed=1, alone=alone)
+        trained.append(model)
+    assert same_tensors(*trained)
+
+
+# ---- recipes
+
+
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ("lr_drop_epochs: 11", "lr_drop_epochs is 11, but must be a list of epochs, whole numbers from 1"),
+        ("lr_drop_epochs: [eleven]", "lr_drop_epochs is ['eleven'], but must be a list"),
+        ("lr_drop_epochs: [0]", "lr_drop_epochs is [0], but must be a list"),
+        ("num_train_epochs: 2.5", "num_train_epochs is 2.5, but must be a whole number, 1 or more"),
+        ("num_train_epochs: 0", "num_train_epochs is 0, but must be a whole number, 1 or more"),
+        ("num_train_epochs: true", "num_train_epochs is True, but must be a whole number"),
+        ("learning_rate: null", "learning_rate is None, but must be a number, 0 or more"),
+        ("learning_rate: [0.1]", "learning_rate is [0.1], but must be a number"),
+        ("learning_rate: -0.1", "learning_rate is -0.1, but must be a number, 0 or more"),
+        ("learning_rate: .nan", "learning_rate is nan, but must be a number"),
+        ("alpha_learning_rate: [0.1]", "alpha_learning_rate is [0.1], but must be a number, 0 or more"),
+        ("momentum: 1", "momentum is 1, but must be a number, between 0 and 1"),
+        ("mixup: 2.0", "mixup is 2.0, but must be a number, from 0 to 1"),
+        ("speed_perturbation: 1.0", "speed_perturbation is 1.0, but must be"),
+        ("balance_classes: 3", "balance_classes is 3, but must be true or false"),
+        ("noise_snr: [5]", "noise_snr is [5], but must be a number, of any size"),
+        ("pooling: max", "pooling is 'max', but must be one of ('mean', 'mean_std')"),
+        ("adapter_init: 3", "adapter_init is 3, but must be a name"),
+        ("3: 4", "unknown settings ['3']"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_named_in_one_line(tmp_path, capsys, setting, said):
+    (tmp_path / "mine.yaml").write_text(setting)
+    with pytest.raises(SystemExit) as stopped:
+        parse_arguments(RepoArguments, {}, ["--recipe", str(tmp_path / "mine.yaml")])
+    errors = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("flags", [["--mixup", "2"], ["--learning_rate", "-1"], ["--num_train_epochs", "0"]])
+def test_so_is_one_of_the_command_line(capsys, flags):
+    with pytest.raises(SystemExit):
+        parse_arguments(RepoArguments, {}, flags)
+    errors = capsys.readouterr().err
+    assert f"error: {flags[0][2:]} is {float(flags[1]):g}" in errors.replace(".0,", ",") and "usage" not in errors
+
+
+def test_settings_that_are_left_out_or_whole_numbers_are_fine():
+    settings = {"bn_weight_decay": None, "learning_rate": 1, "lr_drop_epochs": [], "noise_snr": -5}
+    assert Recipe(**settings).learning_rate == 1
+    parse_arguments(RepoArguments, {}, [])  # after which the fields' types are others
+    assert Recipe(**settings) == Recipe(**settings, alpha_learning_rate=None)
+
+
+# ---- corpora
+
+
+def test_labels_apply_whatever_the_corpus_options_are(work):
+    for options in (TOY, {"toy": TOY}):
+        args = CorpusArguments("toy", str(work.folder), "happy,sad", json.dumps(options), str(work.folder / "cache"))
+        dataset, _ = read_corpus(fresh_accelerator(), args)
+        assert dataset.features["label"].names == ["happy", "sad"] and len(dataset) == 12
+
+
+@pytest.mark.parametrize("options", ["[]", "3", '"x"', "null", '{"toy": ["neutral"]}'])
+def test_corpus_options_that_are_none_end_in_one_sentence(work, options):
+    args = CorpusArguments("toy", str(work.folder), "happy,sad", options)
+    with pytest.raises(SystemExit, match=r"--corpus_options: .* for toy, but expected options in JSON"):
+        read_corpus(fresh_accelerator(), args)
+
+
+def test_a_store_that_another_machine_has_finished_meanwhile_is_taken(work, tmp_path, monkeypatch):
+    decode_all = data._decode_all
+
+    def decode_while_another_is_faster(*args):
+        with monkeypatch.context() as other:
+            other.setattr(data, "_decode_all", decode_all)
+            WaveStore.build(work.corpus, tmp_path, progress=False)
+        return decode_all(*args)
+
+    monkeypatch.setattr(data, "_decode_all", decode_while_another_is_faster)
+    store = WaveStore.build(work.corpus, tmp_path, progress=False)
+    assert torch.equal(store.lengths, work.store.lengths) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_store_that_cannot_be_put_into_place_is_an_error(work, tmp_path):
+    (folder,) = WaveStore.build(work.corpus, tmp_path, progress=False) and tmp_path.iterdir()
+    (folder / "index.json").unlink()
+    with pytest.raises(OSError, match=folder.name):
+        WaveStore.build(work.corpus, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("machine, decodes", [(0, True), (1, True), (1, False)])
+def test_one_process_of_each_machine_reads_the_corpus_first(work, tmp_path, monkeypatch, machine, decodes):
+    accelerator, order = fresh_accelerator(), []
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 4)
+    monkeypatch.setitem(PartialState._shared_state, "process_index", 2 * machine + (not decodes))
+    monkeypatch.setitem(PartialState._shared_state, "local_process_index", int(not decodes))
+    monkeypatch.setattr(PartialState, "wait_for_everyone", lambda self: order.append("waited"))
+    monkeypatch.setattr(script_module, "build_store", lambda *args: order.append("read"))
+    args = CorpusArguments("toy", str(work.folder), None, json.dumps(TOY), str(work.folder / "cache"))
+    read_corpus(accelerator, args)
+    assert order == (["read", "waited"] if decodes else ["waited", "read"])
+
+
+# ---- results
+
+
+@pytest.mark.parametrize("method", ["fine_tune", "residual_adapter"])
+@pytest.mark.parametrize("error", [SafetensorError("No space left on device"), OSError(28, "No space left on device")])
+def test_a_full_disk_at_the_end_leaves_the_old_repo_and_says_so(work, tmp_path, monkeypatch, method, error):
+    adapt, base = script("adapt"), work.base(method)
+    flags = {"method": method, "model_name_or_path": base, "output_dir": tmp_path, "max_train_steps": 1}
+    adapt.main(work.flags(**flags))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".safetensors"}
+    module = "transformers.modeling_utils.safe_save_file" if method == "fine_tune" else f"{files.__name__}.save_file"
+
+    def fail(tensors, path, **options):
+        Path(path).write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(module, fail)
+    forget_accelerator()
+    with pytest.raises(SystemExit, match=r"trained, but .* is not whole: .*No space left"):
+        adapt.main(work.flags(**flags, seed=1))
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == before
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_full_model_that_is_written_over_is_the_new_one(work, tmp_path):
+    for seed in (0, 1):
+        model = work.model("fine_tune", seed=seed)
+        write_model(model, tmp_path, adapter=False)
+    assert same_tensors(S2EForAudioClassification.from_pretrained(tmp_path), model)
+    assert (tmp_path / "preprocessor_config.json").is_file() and not list(tmp_path.rglob("*.part"))
+
+
+# ---- evaluation
+
+
+@pytest.mark.parametrize(
+    "tested, of_adapter, of_base, unseen",
+    [
+        ("ravdess", "emodb", "speechocean762", True),
+        ("ravdess,cremad", "emodb", "speechocean762", True),
+        ("emodb", "emodb", "speechocean762", False),
+        ("ravdess, emodb", "emodb", "speechocean762", False),
+        ("speechocean762", "emodb", "speechocean762", False),
+        ("folder", "emodb", "speechocean762", None),  # anybody's recordings
+        ("my.package:Corpus", "emodb", "speechocean762", None),
+        ("ravdess", "hub", "speechocean762", None),
+        ("ravdess", "emodb", "folder", None),
+        ("ravdess", "emodb", None, None),
+        ("ravdess", None, "speechocean762", None),
+    ],
+)
+def test_speakers_are_unseen_only_where_that_can_be_known(work, tmp_path, tested, of_adapter, of_base, unseen):
+    def says(folder, corpus, method):
+        if corpus:
+            (folder / "training.json").write_text(json.dumps({"corpora": [{"name": corpus}], "method": method}))
+
+    evaluate, base, adapter = script("evaluate"), tmp_path / "base", tmp_path / "adapter"
+    save_base(base)
+    model = S2EForAudioClassification.from_pretrained(base)
+    model.add_adapter("toy", work.labels)
+    model.save_adapter(adapter, "toy")
+    says(base, of_base, "speaker classification")
+    says(adapter, of_adapter, "residual_adapter")
+    args = evaluate.Arguments(corpus=tested, model_name_or_path=str(adapter))
+    assert evaluate.speakers_unseen(args) is unseen
+
+
+def test_a_fine_tuned_model_does_not_say_what_its_base_was_trained_on(tmp_path):
+    evaluate = script("evaluate")
+    for method, unseen in {"fine_tune": None, "plain": True, "speaker classification": True}.items():
+        facts = {"corpora": [{"name": "emodb"}], "method": method}
+        (tmp_path / "training.json").write_text(json.dumps(facts))
+        args = evaluate.Arguments(corpus="ravdess", model_name_or_path=str(tmp_path))
+        assert evaluate.speakers_unseen(args) is unseen
+        args.corpus = "emodb"
+        assert evaluate.speakers_unseen(args) is False
+
+
+# ---- what a result says about itself
+
+
+def test_the_environment_says_which_code_ran(tmp_path, monkeypatch):
+    def git(*command):
+        setup = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", "-C", str(tmp_path), *setup, *command], check=True, capture_output=True)
+
+    def said():
+        found = script_module.environment(fresh_accelerator())
+        assert found["hf_s2e"] == hf_s2e.__version__
+        return found["git_revision"], found["git_changed"]
+
+    package = tmp_path / "hf_s2e" / "training"
+    package.mkdir(parents=True)
+    (package / "script.py").write_text("one")
+    (tmp_path / "notes.md").write_text("another's repository")
+    monkeypatch.setattr(script_module, "__file__", str(package / "script.py"))
+    assert said() == (None, None)
+    git("init", "-q")
+    git("add", "notes.md")
+    git("commit", "-q", "-m", "another's")
+    assert said() == (None, None)  # installed there, but no part of it
+    git("add", "hf_s2e")
+    git("commit", "-q", "-m", "ours")
+    revision, changed = said()
+    assert len(revision) == 40 and changed is False
+    (package / "script.py").write_text("two")
+    assert said() == (revision, True)
+
+
+@pytest.mark.parametrize("name", ["adapt", "pretrain", "evaluate"])
+def test_help_says_what_is_unverified_and_what_is_without_effect(name):
+    module = script(name)
+    assert "NCCL" in module.__doc__ and "unverified" in module.__doc__
+    helps = {setting.name: setting.metadata.get("help", "") for setting in fields(module.Arguments)}
+    assert "Without effect with --decode once" in helps["dataloader_num_workers"]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, set_seed
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 from ..adapter_files_s2e import S2EAdapterError
@@ -46,7 +47,11 @@ class CorpusArguments:
         metadata={"help": "once, into --cache_dir (115 MB an hour), or lazily, in workers, at every use"},
     )
     dataloader_num_workers: int | None = field(
-        default=None, metadata={"help": "processes that decode lazily; by default the cores of each process' share"}
+        default=None,
+        metadata={
+            "help": "processes that decode, with --decode lazily; by default the cores of each process' share. "
+            "Without effect with --decode once, which decodes by all cores beforehand"
+        },
     )
 
 
@@ -89,7 +94,11 @@ class RepoArguments(RunArguments):
 
 def parse_arguments(arguments: type, recipe: dict[str, Any], argv: Sequence[str] | None = None) -> tuple[Any, Recipe]:
     """The script's arguments and its recipe: `recipe` are the script's own defaults, then come the YAML
-    file's settings, then what the command line says."""
+    file's settings, then what the command line says.
+
+    Raises:
+        SystemExit: a setting cannot be meant; one line on stderr names it.
+    """
     parser = HfArgumentParser((arguments, Recipe), allow_abbrev=False)
     parser.set_defaults(**recipe)
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -99,7 +108,7 @@ def parse_arguments(arguments: type, recipe: dict[str, Any], argv: Sequence[str]
             parser.set_defaults(**read_recipe(file))
         return parser.parse_args_into_dataclasses(args=argv)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
 
 
 def make_accelerator(args: RunArguments) -> Accelerator:
@@ -109,7 +118,7 @@ def make_accelerator(args: RunArguments) -> Accelerator:
         if args.report_to not in TRACKERS or find_spec(args.report_to) is None:
             raise SystemExit(f"--report_to {args.report_to}: must be one of {TRACKERS}, and installed")
         tracking = {"log_with": args.report_to, "project_dir": str(run_folder(args))}
-    # the first process decodes the corpus while the others wait
+    # the first process of each machine decodes the corpus while the others wait
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
     accelerator = Accelerator(
         gradient_accumulation_steps=getattr(args, "gradient_accumulation_steps", 1),
@@ -138,7 +147,7 @@ def readable_errors(doing: str = "") -> Iterator[None]:
     """End the script with the message alone where it is about something that its user can mend."""
     try:
         yield
-    except (ValueError, OSError, S2EAdapterError, TrainingError) as error:
+    except (ValueError, OSError, S2EAdapterError, SafetensorError, TrainingError) as error:
         raise SystemExit(f"{doing}{error}") from error
 
 
@@ -161,23 +170,35 @@ def read_corpus(accelerator: Accelerator, args: CorpusArguments):
     """
     from ..corpora import load_corpus, unite
 
-    with readable_errors("--corpus_options: "):
-        options = json.loads(args.corpus_options)
-    if args.labels:
-        options["labels"] = split_names(args.labels)
     names, folders = args.corpus.split(","), (args.data_dir or "").split(",")
+    options = _corpus_options(args, names)
     if len(folders) != len(names):
         raise SystemExit(f"--corpus names {len(names)} corpora, but --data_dir {len(folders)} folders")
     common = {"cache_dir": args.cache_dir, "strict": not args.not_strict}
-    with readable_errors(), accelerator.main_process_first():
+    with readable_errors(), accelerator.local_main_process_first():  # of each machine: caches may be its own
         loaded = [
-            load_corpus(name, data_dir=folder or None, **common, **options.get(name, options))
+            load_corpus(name, data_dir=folder or None, **common, **options[name])
             for name, folder in zip(names, folders)
         ]
         keys = [f"{name}{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
         dataset = loaded[0] if len(names) == 1 else unite(dict(zip(keys, loaded)))
         store = build_store(dataset, accelerator, args)
     return dataset, store
+
+
+def _corpus_options(args: CorpusArguments, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Each corpus' own entry of `--corpus_options`, or all of them where it has none; `--labels` goes with both."""
+    with readable_errors("--corpus_options: "):
+        options = json.loads(args.corpus_options)
+    of_each = {name: options.get(name, options) if isinstance(options, dict) else options for name in names}
+    for name, found in of_each.items():
+        if not isinstance(found, dict):
+            raise SystemExit(
+                f"--corpus_options: {json.dumps(found)} for {name}, but expected options in JSON, "
+                'like {"OPTION": VALUE}, or {"CORPUS": {"OPTION": VALUE}}'
+            )
+    labels = {"labels": split_names(args.labels)} if args.labels else {}
+    return {name: found | labels for name, found in of_each.items()}
 
 
 def build_store(dataset, accelerator: Accelerator, args: CorpusArguments) -> WaveStore | LazyStore:
@@ -238,7 +259,8 @@ def find_checkpoint(args: RepoArguments) -> Path | None:
 
 
 def write_environment(args: Any, recipe: Recipe, accelerator: Accelerator, **facts: Any) -> None:
-    """Arguments, recipe, versions and revision, into the run's folder. Tokens are left out."""
+    """Arguments and recipe (arguments.json), versions, revision and `facts` (environment.json), into the run's
+    folder. Tokens are left out."""
     if not accelerator.is_main_process:
         return
     folder = run_folder(args)
@@ -253,12 +275,16 @@ def _known(args: Any) -> dict[str, Any]:
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Versions, device and, where the package is run from its repository, revision and whether it was changed."""
     import accelerate
     import torch
     import transformers
 
+    from .. import __version__
+
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor() or "cpu"
     return {
+        "hf_s2e": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -266,16 +292,26 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "device": device,
         "processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
-        "git_revision": _git_revision(),
+        **_git(),
     }
 
 
-def _git_revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+def _git() -> dict[str, Any]:
+    """`git_revision` and `git_changed` of the repository that this file is tracked in, nulls where it is in none.
+
+    A package installed below another repository is no part of it, though git would answer with its revision.
+    """
+
+    def ask(*command: str) -> str:
+        git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *command]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        ask("ls-files", "--error-unmatch", Path(__file__).name)
+        changed = ask("status", "--porcelain", "--untracked-files=no", "--", "..", "../../training")
+        return {"git_revision": ask("rev-parse", "HEAD"), "git_changed": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return {"git_revision": None, "git_changed": None}
 
 
 def prediction_table(dataset, utterances: Sequence[int], posteriors: np.ndarray, **columns: Any):
