@@ -6,6 +6,8 @@ import pytest
 from conftest import ROOT
 from training_tools import script
 
+from hf_s2e.training.progress import STATE_FILE
+
 
 @pytest.fixture
 def experiments():
@@ -49,11 +51,17 @@ def test_a_base_is_trained_once_and_resumed(experiments, capsys, tmp_path, monke
     done, begun = (tmp_path / experiments.BASES / f"s2e-50-{kind}" for kind in ("adapter", "plain"))
     done.mkdir(parents=True)
     (done / "model.safetensors").touch()
-    (begun / "run" / "checkpoints" / "step-500").mkdir(parents=True)
-    experiments.main(["--data_dir", "corpora", "--dry_run", "--only", "fifty"])
+    half = begun / "run" / "checkpoints" / "step_500.part"
+    half.mkdir(parents=True)
+    (half / STATE_FILE).touch()
+    flags = ["--data_dir", "corpora", "--dry_run", "--only", "fifty"]
+    experiments.main(flags)
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first == "fifty: out/bases/s2e-50-adapter is there"
-    assert second.endswith("--resume_from_checkpoint latest")
+    assert "s2e-50-plain" in second and "--resume" not in second
+    half.rename(half.with_suffix(""))
+    experiments.main(flags)
+    assert capsys.readouterr().out.splitlines()[1].endswith("--resume_from_checkpoint latest")
 
 
 def test_an_unknown_step_is_refused(experiments, capsys):

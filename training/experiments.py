@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hf_s2e.training.progress import finished_checkpoints
+
 ROOT = Path(__file__).resolve().parents[1]
 BASES = Path("out/bases")
 RECIPES = Path("training/recipes")
@@ -79,7 +81,7 @@ def complete(command: list[str], args: argparse.Namespace) -> list[str]:
     if script == "results.py":
         return [sys.executable, str(ROOT / "training" / script), *flags, f"--accelerate={args.accelerate}"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(args.accelerate)]
-    begun = any((ROOT / flags[-1] / "run" / "checkpoints").glob("*/"))
+    begun = finished_checkpoints(ROOT / flags[-1] / "run" / "checkpoints")
     resume = ["--resume_from_checkpoint", "latest"] if begun else []
     return [*launch, str(ROOT / "training" / script), *flags, "--checkpointing_steps", "500", *resume]
 
