@@ -71,6 +71,11 @@ def write_card(
         training["results"] = Path(os.path.relpath(results, folder)).as_posix()
     if results is None and training.get("results"):
         results = folder / training["results"]
+        if not results.is_file():  # a repo that was published or copied goes without them
+            raise FileNotFoundError(
+                f"{folder / TRAINING_FACTS} names the results {training['results']}, which are not there: say where "
+                "(--results FILE), or take the line out of it."
+            )
     if isinstance(results, (str, os.PathLike)):
         results = _read_results(Path(results))
     card = make_card(folder, config, training, results)

@@ -236,7 +236,7 @@ def test_results_are_remembered_and_found_again(repos):
     assert main(["card", str(repos)]) == 0  # all of them, as from `make`
     assert (repos / "s2e-emodb" / "README.md").read_text() == with_results
     file.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="--results FILE"):
         write_card(repos / "s2e-emodb")
 
 

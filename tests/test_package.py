@@ -87,5 +87,6 @@ def test_pipeline_predict_info_and_card_from_the_wheel(installed, tmp_path):
     for file in adapter.iterdir():
         if file.is_file() and file.name != "README.md":
             (copy / file.name).write_bytes(file.read_bytes())
-    run(installed / "s2e", "card", copy, cwd=tmp_path)
+    results = ROOT / "results" / "emodb-loso-paper" / "summary.json"
+    run(installed / "s2e", "card", copy, "--results", results, cwd=tmp_path)
     assert "base_model: " in (copy / "README.md").read_text()
