@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 from training_tools import (
     AUGMENTED,
     Workbench,
-    forget_accelerator,
     fresh_accelerator,
     same_tensors,
     without_speed,
@@ -26,6 +25,7 @@ from hf_s2e.training.methods import METHODS
 from hf_s2e.training.progress import TrainingError, finished_checkpoints
 from hf_s2e.training.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 STEPS_PER_EPOCH = 7  # 24 utterances have 38 segments
 
@@ -33,15 +33,6 @@ STEPS_PER_EPOCH = 7  # 24 utterances have 38 segments
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     return Workbench(tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    forget_accelerator()
 
 
 def recipe(epochs=3, **options) -> Recipe:

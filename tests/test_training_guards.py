@@ -23,20 +23,12 @@ from hf_s2e.training.recipe import Recipe
 from hf_s2e.training.repo import write_model
 from hf_s2e.training.script import CorpusArguments, RepoArguments, parse_arguments, read_corpus
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     return Workbench(tmp_path_factory.mktemp("guards"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    forget_accelerator()
-    yield
-    torch.set_num_threads(before)
-    forget_accelerator()
 
 
 def recipe(epochs=1, **options) -> Recipe:

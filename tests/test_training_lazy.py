@@ -10,7 +10,6 @@ from datasets import Audio, Dataset
 from training_tools import (
     AUGMENTED,
     Workbench,
-    forget_accelerator,
     fresh_accelerator,
     same_tensors,
     script,
@@ -26,19 +25,12 @@ from hf_s2e.training.progress import TrainingError, finished_checkpoints
 from hf_s2e.training.recipe import Recipe
 from hf_s2e.training.script import make_task
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     return Workbench(tmp_path_factory.mktemp("lazy"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    forget_accelerator()
 
 
 def lazy_store(work, workers=1):

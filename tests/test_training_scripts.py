@@ -1,8 +1,6 @@
 """The scripts in training/ as a user runs them: in this process, and through accelerate's and torch's launchers."""
 
-import dataclasses
 import json
-import os
 import re
 import signal
 import subprocess
@@ -20,11 +18,14 @@ from safetensors.torch import load_file
 from test_hub import head, hub  # noqa: F401 (a fixture)
 from training_tools import (
     AUGMENTED,
+    CPU,
+    LAUNCH,
     SCRIPTS,
+    TINY_RUN,
     Workbench,
-    forget_accelerator,
     fresh_accelerator,
-    save_base,
+    read,
+    run,
     script,
     train_parts,
     without_speed,
@@ -34,27 +35,14 @@ from hf_s2e import S2EForAudioClassification
 from hf_s2e.training.methods import METHODS
 from hf_s2e.training.progress import finished_checkpoints
 
-TINY_RUN = {"num_train_epochs": 2, "per_device_train_batch_size": 5}
+pytestmark = pytest.mark.usefixtures("one_thread")
 SPEAKERS = {"min_seconds": 1, "held_out_utterances": 0.2, "held_out_speakers": 0, "max_train_steps": 1}
-CPU = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
-LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     return Workbench(tmp_path_factory.mktemp("scripts"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    forget_accelerator()
-    yield
-    torch.set_num_threads(before)
-    forget_accelerator()
 
 
 def adapt(work, output_dir, method="residual_adapter", **flags):
@@ -68,28 +56,10 @@ def evaluate(work, output_dir, **flags):
     return read(output_dir / "evaluation.json"), pd.read_parquet(output_dir / "predictions.parquet")
 
 
-def read(file):
-    return json.loads(Path(file).read_text(encoding="utf-8"))
-
-
 def same_files(a, b) -> bool:
     """Whether two adapter repos hold the same tensors."""
     a, b = load_file(a / "adapter.safetensors"), load_file(b / "adapter.safetensors")
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def run(command, timeout=240, env=None, **options):
-    """What a command prints; it, and all that it started, ends with the time."""
-    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    process = subprocess.Popen(command, env=CPU | (env or {}), **options)
-    try:
-        said, errors = process.communicate(timeout=timeout)
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise
-    assert process.returncode == 0, errors[-3000:]
-    return said
 
 
 # ---- adapt
@@ -385,253 +355,6 @@ def test_the_equal_error_rate_of_known_embeddings(work, monkeypatch):
         rows = [torch.eye(4)[i % 4] + torch.tensor(rng.normal(scale=spread, size=4)) for i in range(40)]
         monkeypatch.setattr(pretrain, "run_segments", lambda *a, rows=rows, **k: [r[None].float() for r in rows])
         assert low <= pretrain.equal_error_rate(None, task, speakers, torch.device("cpu")) <= high
-
-
-# ---- cross_validate
-
-METHOD_FIELDS = {
-    "ua_mean",
-    "ua_std",
-    "wa_mean",
-    "wa_std",
-    "macro_f1_mean",
-    "ua_ci95",
-    "runs",
-    "trained_parameters",
-}
-SUMMARY_FIELDS = {"corpus", "protocol", "recipe", "base", "methods", "references", "classes", "paired"}
-PAIR_FIELDS = {"a", "b", "ua_diff", "ci95", "p", "test"}
-
-
-def cross_validate(work, out, **flags):
-    flags = {
-        "protocol": "loso",
-        "runs": 1,
-        "methods": "plain,residual_adapter",
-        "model_name_or_path": work.adapter,
-        "plain_model_name_or_path": work.plain,
-        **TINY_RUN,
-        **flags,
-    }
-    return work.flags(output_dir=out, **flags)
-
-
-def fold_runs(out):
-    return {path.name: path.stat().st_mtime_ns for path in (out / "folds").glob("*.parquet")}
-
-
-@pytest.fixture(scope="module")
-def validated(work, tmp_path_factory):
-    """A finished cross-validation by two processes, through accelerate's launcher."""
-    out = tmp_path_factory.mktemp("validated")
-    two = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    said = run([*two, str(SCRIPTS / "cross_validate.py"), *cross_validate(work, out, runs=2)])
-    return out, said
-
-
-def test_two_processes_share_the_fold_runs(validated):
-    out, said = validated
-    assert "2 process(es) on cpu" in said and "12 fold-runs, 0 finished before" in said
-    assert len(fold_runs(out)) == 12  # 2 methods, 3 speakers, 2 runs
-    assert "| residual_adapter |" in said and (out / "table.md").read_text() in said
-    assert (out / "table.tex").is_file() and read(out / "protocol.json")
-
-
-def test_summary_has_the_fields_that_others_read(validated, work):
-    summary = read(validated[0] / "summary.json")
-    assert set(summary) >= SUMMARY_FIELDS and set(summary["protocol"]) == {"name", "hash", "speaker_disjoint"}
-    assert set(summary["methods"]) == {"plain", "residual_adapter"}
-    for row in summary["methods"].values():
-        assert set(row) >= METHOD_FIELDS and row["runs"] == 2 and len(row["ua_ci95"]) == 2
-    assert [set(pair) >= PAIR_FIELDS for pair in summary["paired"]] == [True]
-    assert summary["classes"] == work.labels and summary["corpus"] == "toy" and summary["base"] == "adapter"
-    assert summary["methods"]["residual_adapter"]["trained_parameters"] == sum(
-        p.numel() for p in work.model().parameters() if p.requires_grad
-    )
-    table = pd.read_parquet(validated[0] / "predictions.parquet")
-    columns = ["run", "fold", "method", "utterance", "speaker", "label", "prediction", "posterior"]
-    assert list(table.columns) == columns
-    counts = table.groupby(["method", "run"]).size()
-    assert (counts == 24).all() and len(counts) == 4
-    pooled = table[table["method"] == "plain"].groupby("run").apply(lambda t: (t["label"] == t["prediction"]).mean())
-    assert summary["methods"]["plain"]["wa_mean"] == pytest.approx(100 * pooled.mean(), abs=1e-3)
-
-
-def test_one_process_finds_what_two_found(validated, work, tmp_path):
-    """A fold-run is a process' own, so how many share the work changes nothing."""
-    script("cross_validate").main(cross_validate(work, tmp_path, methods="residual_adapter"))
-    mine = pd.read_parquet(tmp_path / "predictions.parquet")
-    theirs = pd.read_parquet(validated[0] / "predictions.parquet")
-    theirs = theirs[(theirs["run"] == 0) & (theirs["method"] == "residual_adapter")]
-    a, b = (t.sort_values("utterance").reset_index(drop=True) for t in (mine, theirs))
-    assert a.drop(columns="posterior").equals(b.drop(columns="posterior"))
-    assert np.allclose(np.stack(a["posterior"]), np.stack(b["posterior"]), atol=1e-5)
-
-
-def test_a_killed_job_continues(work, tmp_path, monkeypatch):
-    module = script("cross_validate")
-    train, trained = module.train, []
-
-    def train_until_killed(*args, **options):
-        if len(trained) == 4:
-            raise KeyboardInterrupt
-        trained.append(options["description"])
-        return train(*args, **options)
-
-    monkeypatch.setattr(module, "train", train_until_killed)
-    with pytest.raises(KeyboardInterrupt):
-        module.main(cross_validate(work, tmp_path))
-    (tmp_path / "folds" / "half.part").write_bytes(b"half")
-    kept = fold_runs(tmp_path)
-    assert len(kept) == 4 and not (tmp_path / "summary.json").exists()
-    monkeypatch.setattr(module, "train", train)
-    forget_accelerator()
-    module.main(cross_validate(work, tmp_path))
-    after = fold_runs(tmp_path)
-    assert len(after) == 6 and {name: after[name] for name in kept} == kept
-    assert read(tmp_path / "summary.json")["methods"].keys() == {"plain", "residual_adapter"}
-
-    # one more method, with a base that the first job did not have; what is there stays
-    forget_accelerator()
-    module.main(cross_validate(work, tmp_path, methods="plain,residual_adapter,fine_tune"))
-    assert {name: time for name, time in fold_runs(tmp_path).items() if name in after} == after
-    assert len(read(tmp_path / "summary.json")["paired"]) == 3
-
-
-@pytest.mark.parametrize(
-    "change, said",
-    [
-        ({"learning_rate": 0.02}, "recipe"),
-        ({"seed": 1}, "seed"),
-        ({"protocol": "3fold"}, "protocol"),
-        ({"labels": "happy,sad"}, "protocol"),
-        ({"max_train_samples": 5}, "max_train_samples"),
-        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
-        ({"model_name_or_path": "other"}, "start of residual_adapter"),
-    ],
-)
-def test_other_settings_are_never_mixed_in(validated, work, tmp_path_factory, change, said):
-    if "model_name_or_path" in change:
-        other = tmp_path_factory.mktemp("other")
-        save_base(other, seed=1)
-        change = {"model_name_or_path": other}
-    before = fold_runs(validated[0])
-    with pytest.raises(SystemExit, match=f"results with another {said}"):
-        script("cross_validate").main(cross_validate(work, validated[0], runs=2, **change))
-    assert fold_runs(validated[0]) == before
-
-
-@pytest.fixture(scope="module")
-def candidates(tmp_path_factory):
-    """Two recipes: with the second nothing is learnt."""
-    folder = tmp_path_factory.mktemp("candidates")
-    for name, rate in {"fast": 0.05, "frozen": 0.0}.items():
-        (folder / f"{name}.yaml").write_text(f"learning_rate: {rate}\nweight_decay: 0.0\n")
-    return f"{folder / 'frozen.yaml'},{folder / 'fast.yaml'}"
-
-
-def test_each_fold_chooses_its_recipe_without_its_test_speakers(work, tmp_path, candidates):
-    module = script("cross_validate")
-    flags = cross_validate(work, tmp_path, candidates=candidates)
-    module.main(flags)
-    summary, protocol = read(tmp_path / "summary.json"), read(tmp_path / "protocol.json")
-    choice = summary["choice"]
-    assert choice["candidates"] == ["frozen", "fast"] and summary["recipe"] == "chosen"
-    assert choice["rule"] in (tmp_path / "table.md").read_text()
-    speakers = {fold["name"]: fold["test"] for fold in protocol["folds"]}
-    for method, folds in choice["validation_ua"].items():
-        for fold, ua in folds.items():
-            best = max(choice["candidates"], key=ua.get)  # of equals the first
-            assert choice["chosen"][method][fold] == best
-            assert read(next((tmp_path / "folds").glob(f"{method}--{fold}--*.json")))["recipe"] == best
-    inner = pd.concat(pd.read_parquet(file) for file in (tmp_path / "inner").glob("*/*.parquet"))
-    for fold, rows in inner.groupby("fold"):
-        assert len(rows) and not set(rows["speaker"]) & set(speakers[fold])
-    # three speakers: two share a training for each method and recipe, the third has its own
-    assert len(list((tmp_path / "inner").glob("*/*.parquet"))) == 2 * 2 * 2
-
-    kept = fold_runs(tmp_path)
-    forget_accelerator()
-    next((tmp_path / "inner" / "fast").glob("plain*.parquet")).unlink()
-    with pytest.raises(SystemExit, match="1 of the 8 runs that choose a recipe are not finished"):
-        module.main([*flags, "--report_only"])
-    forget_accelerator()
-    module.main(flags)
-    assert fold_runs(tmp_path) == kept and read(tmp_path / "summary.json")["choice"] == choice
-    forget_accelerator()
-    with pytest.raises(SystemExit, match="results with another recipe"):
-        module.main(cross_validate(work, tmp_path, candidates=candidates, momentum=0.5))
-    forget_accelerator()
-    with pytest.raises(SystemExit, match="results with another candidates"):  # of equals the first is taken
-        module.main(cross_validate(work, tmp_path, candidates=",".join(reversed(candidates.split(",")))))
-    forget_accelerator()
-    facts = next((tmp_path / "folds").glob("plain*.json"))
-    facts.write_text(facts.read_text().replace('"recipe": "f', '"recipe": "was f'))
-    with pytest.raises(SystemExit, match=r"was trained by the recipe was .*delete it to train it again"):
-        module.main([*flags, "--report_only"])
-    forget_accelerator()
-    with pytest.raises(SystemExit, match="results with another recipe"):
-        module.main(cross_validate(work, tmp_path))
-
-
-@pytest.mark.parametrize(
-    "change, said",
-    [({"protocol": "2fold"}, "nothing is left to choose a recipe by"), ({"recipe": "one.yaml"}, "that compete")],
-)
-def test_a_choice_that_cannot_be_made_is_refused(work, tmp_path, candidates, change, said):
-    if "recipe" in change:
-        (tmp_path / "one.yaml").write_text("momentum: 0.5\n")
-        change = {"recipe": tmp_path / "one.yaml"}
-    with pytest.raises(SystemExit, match=said):
-        script("cross_validate").main(cross_validate(work, tmp_path / "out", candidates=candidates, **change))
-    with pytest.raises(SystemExit, match="two or more"):
-        one = candidates.split(",")[0]
-        script("cross_validate").main(cross_validate(work, tmp_path / "out", candidates=one))
-
-
-def test_other_audio_under_the_same_names_is_never_mixed_in(validated, work, monkeypatch):
-    module = script("cross_validate")
-    read_whole = module.read_corpus
-
-    def read_trimmed(accelerator, args):
-        dataset, store = read_whole(accelerator, args)
-        return dataset, dataclasses.replace(store, lengths=store.lengths - 1)
-
-    monkeypatch.setattr(module, "read_corpus", read_trimmed)
-    with pytest.raises(SystemExit, match="results with another audio"):
-        module.main(cross_validate(work, validated[0], runs=2))
-
-
-def test_a_mistyped_start_does_not_lock_the_folder(work, tmp_path):
-    module = script("cross_validate")
-    for flags in ({"runs": 0}, {"methods": ","}, {"methods": "plain", "report_only": True, "learning_rate": 9}):
-        forget_accelerator()
-        with pytest.raises(SystemExit, match=r"at least one of each|no run is finished"):
-            module.main(cross_validate(work, tmp_path, **flags))
-    forget_accelerator()
-    module.main(cross_validate(work, tmp_path, methods="plain"))
-    (tmp_path / "settings.json").unlink()
-    forget_accelerator()
-    with pytest.raises(SystemExit, match="results with another"):
-        module.main(cross_validate(work, tmp_path, methods="plain"))
-
-
-def test_every_method_can_train_by_every_candidate(work, tmp_path):
-    """Otherwise a job of hours would stop in its middle."""
-    files = sorted((SCRIPTS / "recipes" / "plus").glob("*.yaml"))
-    methods = "plain,feature_extractor,fine_tune,residual_adapter,adapter_only,bn_only"
-    flags = {"candidates": ",".join(map(str, files)), "methods": methods, "report_only": True}
-    with pytest.raises(SystemExit, match="runs that choose a recipe are not finished"):
-        script("cross_validate").main(cross_validate(work, tmp_path, **flags))
-    assert len(read(tmp_path / "settings.json")["starts"]) == 6 * len(files)
-
-
-def test_methods_without_their_base_are_refused_before_any_training(work, tmp_path):
-    flags = cross_validate(work, tmp_path, methods="plain,fine_tune")
-    at = flags.index("--plain_model_name_or_path")
-    with pytest.raises(SystemExit, match="fine_tune starts from a speaker-trained network"):
-        script("cross_validate").main(flags[:at] + flags[at + 2 :])
-    assert not fold_runs(tmp_path)
 
 
 # ---- launchers

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +35,10 @@ FRONT_END = {  # segments of 2 s, as in the paper, but 20 bins and 20 frames of 
     "segment_length": 32000,
     "segment_hop": 16000,
 }
+TINY_RUN = {"num_train_epochs": 2, "per_device_train_batch_size": 5}
+CPU = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 AUGMENTED = {
     "random_crop": True,
     "freq_mask": 4,
@@ -139,3 +146,21 @@ def script(name: str):
 def same_tensors(a, b) -> bool:
     a, b = a.state_dict(), b.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def read(file):
+    return json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def run(command, timeout=240, env=None, **options):
+    """What a command prints; it, and all that it started, ends with the time."""
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, env=CPU | (env or {}), **options)
+    try:
+        said, errors = process.communicate(timeout=timeout)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    assert process.returncode == 0, errors[-3000:]
+    return said
