@@ -89,7 +89,9 @@ def markdown_table(summary) -> str:
     for name, reference in summary["references"].items():
         ua, wa, f1, interval = _reference(reference)
         lines.append(f"| *{name} ({origin(reference)})* | {ua} | {wa} | {f1} | {interval} | | |")
-    lines += ["", _about_intervals(summary) + _about_choice(summary)]
+    lines += ["", _about_intervals(summary)]
+    if "choice" in summary:
+        lines += ["", _about_choice(summary), "", *_choice_table(summary)]
     if summary["paired"]:
         lines += ["", "| a | b | UA of a minus b | 95 % interval | p |", "|---|---|---|---|---|"]
         for pair in summary["paired"]:
@@ -117,7 +119,7 @@ def latex_table(summary) -> str:
         "lrrrrr",
         r"Method & UA & WA & macro-F1 & UA, 95\,\% interval & Trained parameters \\",
         rows + ([r"\midrule", *references] if references else []),
-        _tex(f"{_about(summary)} {_about_intervals(summary)}{_about_choice(summary)}") + note,
+        _tex(" ".join([_about(summary), _about_intervals(summary), *_choice_in_words(summary)])) + note,
     )
     if summary["paired"]:
         rows = [
@@ -276,14 +278,28 @@ def _about_intervals(summary):
 
 
 def _about_choice(summary):
-    if "choice" not in summary:
-        return ""
-    choice = summary["choice"]
-    taken = "; ".join(
-        f"{method}: {', '.join(f'{name} {number}' for name, number in Counter(folds.values()).most_common())}"
-        for method, folds in choice["chosen"].items()
-    )
-    return f" Recipes, chosen among {', '.join(choice['candidates'])}. {choice['rule']} Folds by recipe: {taken}."
+    return f"Recipes, chosen among {', '.join(summary['choice']['candidates'])}. {summary['choice']['rule']}"
+
+
+def _folds_by_recipe(summary):
+    return {method: Counter(folds.values()) for method, folds in summary["choice"]["chosen"].items()}
+
+
+def _choice_table(summary):
+    """How many folds took each recipe, as lines of markdown."""
+    taken = _folds_by_recipe(summary)
+    yield f"| folds that took | {' | '.join(taken)} |"
+    yield "|---" * (len(taken) + 1) + "|"
+    for name in summary["choice"]["candidates"]:
+        yield f"| {name} | {' | '.join(str(counts[name]) for counts in taken.values())} |"
+
+
+def _choice_in_words(summary):
+    """The rule, and the same numbers for a caption; nothing where no recipe was chosen."""
+    if "choice" in summary:
+        yield _about_choice(summary)
+        for method, counts in _folds_by_recipe(summary).items():
+            yield f"{method}: {', '.join(f'{name} {number}' for name, number in counts.most_common())} folds."
 
 
 def _about_tests(summary):

@@ -1,11 +1,14 @@
 """training/cross_validate.py: what is kept, shared out, guarded and reported; and how folds choose a recipe."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pandas as pd
 import pytest
 from training_tools import LAUNCH, SCRIPTS, TINY_RUN, Workbench, forget_accelerator, read, run, save_base, script
+
+from hf_s2e.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,6 +83,14 @@ def test_summary_has_the_fields_that_others_read(validated, work):
     assert (counts == 24).all() and len(counts) == 4
     pooled = table[table["method"] == "plain"].groupby("run").apply(lambda t: (t["label"] == t["prediction"]).mean())
     assert summary["methods"]["plain"]["wa_mean"] == pytest.approx(100 * pooled.mean(), abs=1e-3)
+
+
+def test_a_recipe_that_flags_changed_is_not_called_the_papers(validated, tmp_path):
+    assert read(validated[0] / "summary.json")["recipe"] == "paper-changed"  # two epochs, batches of five
+    name_of, file = script("cross_validate").name_of, tmp_path / "mine.yaml"
+    file.write_text("momentum: 0.5\n")
+    assert name_of(Recipe(), None) == "paper" and name_of(Recipe(momentum=0.5), str(file)) == "mine"
+    assert name_of(Recipe(), str(file)) == "mine-changed"
 
 
 def test_one_process_finds_what_two_found(validated, work, tmp_path):
@@ -161,6 +172,7 @@ def test_each_fold_chooses_its_recipe_without_its_test_speakers(work, tmp_path, 
     module.main(flags)
     summary, protocol = read(tmp_path / "summary.json"), read(tmp_path / "protocol.json")
     choice = summary["choice"]
+    assert not any(os.path.isabs(file) for file in choice["files"])  # of this machine
     assert choice["candidates"] == ["frozen", "fast"] and summary["recipe"] == "chosen"
     assert choice["rule"] in (tmp_path / "table.md").read_text()
     speakers = {fold["name"]: fold["test"] for fold in protocol["folds"]}

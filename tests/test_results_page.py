@@ -124,7 +124,7 @@ def test_the_choice_of_recipes_is_shown(tmp_path):
     write(tmp_path / "results" / "emodb-loso-chosen", summary=made)
     text = written(tmp_path / "results", tmp_path / "page.md")
     assert CHOICE["rule"] in text
-    assert "| recipe | fine_tune | plain |\n|---|---|---|\n| paper | 2 | 0 |\n| plus | 1 | 3 |\n" in text
+    assert "| folds that took | fine_tune | plain |\n|---|---|---|\n| paper | 2 | 0 |\n| plus | 1 | 3 |\n" in text
     assert "CV_FLAGS='--candidates paper.yaml,mine/plus.yaml'" in text
 
 

@@ -13,6 +13,7 @@ OUT/audit.json says what a model may score by without hearing the emotion.
 
 import hashlib
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ from hf_s2e.training.fold_runs import (
     refuse_other_recipes,
 )
 from hf_s2e.training.methods import METHODS, build_model
-from hf_s2e.training.recipe import Recipe
+from hf_s2e.training.recipe import Recipe, read_recipe
 from hf_s2e.training.script import (
     RunArguments,
     draw,
@@ -64,7 +65,9 @@ class Arguments(RunArguments):
         default=None,
         metadata={"help": "a.yaml,b.yaml: each fold takes the recipe that is best on validation speakers"},
     )
-    recipe_name: str | None = field(default=None, metadata={"help": "by default the recipe's file name, or `paper`"})
+    recipe_name: str | None = field(
+        default=None, metadata={"help": "by default the recipe's file name or `paper`; `-changed` where flags differ"}
+    )
     per_device_eval_batch_size: int = 128
     report_only: bool = field(default=False, metadata={"help": "write the tables of the runs that are finished"})
 
@@ -79,6 +82,12 @@ def read_candidates(args: Arguments, argv: list[str] | None) -> dict[str, Recipe
     if len(recipes) < len(files) or len(files) == 1:
         raise SystemExit(f"--candidates {args.candidates}: give two or more recipes, each of another name")
     return recipes
+
+
+def name_of(recipe: Recipe, file: str | None) -> str:
+    """The file's name, or `paper`; a flag that changed a setting shows."""
+    name, unchanged = (Path(file).stem, Recipe(**read_recipe(file))) if file else ("paper", Recipe())
+    return name if recipe == unchanged else f"{name}-changed"
 
 
 def base_of(method: str, args: Arguments) -> str | None:
@@ -192,7 +201,7 @@ def write_report(folder: Path, predictions: pd.DataFrame, **facts) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     args, recipe = parse_arguments(Arguments, {}, argv)
-    recipes = read_candidates(args, argv) or {Path(args.recipe).stem if args.recipe else "paper": recipe}
+    recipes = read_candidates(args, argv) or {name_of(recipe, args.recipe): recipe}
     accelerator = make_accelerator(args)
     dataset, store = read_corpus(accelerator, args)
     methods, folder, classes = split_names(args.methods), Path(args.output_dir), dataset.features["label"].names
@@ -222,7 +231,8 @@ def main(argv: list[str] | None = None) -> None:
     if inner:
         choosing = list_choice_jobs(methods, inner, recipes, folder / "inner")
         finish(choosing, inner, "runs that choose a recipe")
-        choice = choose_recipes(choosing, len(classes)) | {"files": split_names(args.candidates)}
+        files = [os.path.relpath(file) for file in split_names(args.candidates)]  # results may be published
+        choice = choose_recipes(choosing, len(classes)) | {"files": files}
         recipe_of = choice["chosen"]
     jobs = list_jobs(methods, protocol, args.runs, recipe_of, folder / "folds")
     if choice:

@@ -97,8 +97,6 @@ def section(one: dict, link: str) -> Iterator[str]:
     name, recipe = summary["protocol"]["name"], summary["recipe"]
     yield f"## {summary['corpus']}, {len(summary['classes'])} classes, {name}, recipe {recipe}\n"
     yield markdown_table(summary)
-    if "choice" in summary:
-        yield from choice(summary["choice"])
     if (folder / "references.md").is_file():
         yield f"Paired tests of the methods with the references: [references.md]({here}/references.md).\n"
     yield from plots(summary, folder, here)
@@ -110,17 +108,6 @@ def section(one: dict, link: str) -> Iterator[str]:
     yield f"```bash\n{make_command(folder, summary, one['settings'] or {}, one['environment'] or {}, seed)}\n```\n"
     yield "Not run:\n"
     yield from (f"- {line}" for line in [*not_run(one)] or [f"nothing; every method has {TABLE_RUNS} runs or more"])
-    yield ""
-
-
-def choice(chosen: dict) -> Iterator[str]:
-    """How often each candidate was taken, for each method."""
-    methods = {method: Counter(folds.values()) for method, folds in chosen["chosen"].items()}
-    yield f"How the recipe was chosen: {chosen['rule'].rstrip('.')}. The number of folds that took each:\n"
-    yield f"| recipe | {' | '.join(methods)} |"
-    yield "|---" * (len(methods) + 1) + "|"
-    for name in chosen["candidates"]:
-        yield f"| {name} | {' | '.join(str(taken[name]) for taken in methods.values())} |"
     yield ""
 
 
