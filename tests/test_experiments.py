@@ -28,19 +28,19 @@ def test_every_command_can_be_read_by_its_script(experiments, capsys):
         at = next(i for i, part in enumerate(line) if part.startswith(f"{ROOT}/training/"))
         flags = line[at + 1 :]
         if line[at].endswith("pretrain.py"):
-            args, _ = experiments_parse(pretrain.Arguments, flags)
+            args, _ = parsed(pretrain.Arguments, flags)
             assert args.output_dir.startswith("out/bases/")
         else:
             parser = results.HfArgumentParser(results.Arguments, allow_abbrev=False)
             args, rest = parser.parse_args_into_dataclasses(args=flags, return_remaining_strings=True)
-            experiments_parse(validate.Arguments, rest)
+            parsed(validate.Arguments, rest)
             assert args.data_dir == str((ROOT.cwd() / "corpora" / args.corpus).resolve())
             for file in rest[1].split(",") if rest else []:
                 assert (ROOT / file).is_file()
             assert set(args.methods.split(",")) <= set(validate.METHODS)
 
 
-def experiments_parse(arguments, flags):
+def parsed(arguments, flags):
     from hf_s2e.training.script import parse_arguments
 
     return parse_arguments(arguments, {}, flags)

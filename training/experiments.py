@@ -1,6 +1,6 @@
 """Everything that docs/results.md should show, in the order of its worth: what `make experiments` runs.
 
-    python training/experiments.py --data_dir DATA [--accelerate='FLAGS'] [--only bases,emodb] [--dry_run]
+    python training/experiments.py --data_dir DATA [--accelerate='FLAGS'] [--only emodb,plus] [--dry_run]
 
 DATA holds the corpora as folders `emodb`, `ravdess` and `speechocean762`, and, for the stronger base, `more_speakers`
 (speaker/file.wav). Each step is one command; what is finished is kept, so that it can be stopped at any time and
