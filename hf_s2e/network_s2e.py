@@ -65,6 +65,10 @@ def adapted_conv(
     return F.conv2d(x, weight, stride=stride, padding=padding)
 
 
+def _stem_pool(x: torch.Tensor) -> torch.Tensor:
+    return F.max_pool2d(x, 3, stride=2, padding=1)
+
+
 class S2EAlpha(nn.Conv2d):
     """A domain's 1x1 convolution alpha; it only holds the weight, [`adapted_conv`] applies it."""
 
@@ -90,6 +94,23 @@ class S2EDomainConv(nn.Module):
     def forward(self, x: torch.Tensor, shared: nn.Conv2d) -> torch.Tensor:
         alpha = None if self.alpha is None else self.alpha.weight
         return self.bn(adapted_conv(x, shared, alpha, self.use_shared))
+
+    def pooled(self, x: torch.Tensor, shared: nn.Conv2d) -> torch.Tensor:
+        """`forward` and the stem's max pooling (Table I), which is the same before a ReLU as after it.
+
+        Where nothing below the batch norm gets a gradient, it scales and shifts what is pooled already, a quarter
+        of the positions: the maxima of the normalised values, or where the scale is negative of their negatives.
+        """
+        bn, fixed = self.bn, self.alpha is None and not (x.requires_grad or shared.weight.requires_grad)
+        if not (fixed and isinstance(bn, nn.BatchNorm2d) and bn.training):
+            return _stem_pool(self(x, shared))
+        sign = torch.ones_like(bn.weight).copysign(bn.weight.detach())
+        with torch.no_grad():
+            bn.num_batches_tracked.add_(1)
+            x = adapted_conv(x, shared, None, self.use_shared)
+            x = F.batch_norm(x, bn.running_mean, bn.running_var, sign, None, True, bn.momentum, bn.eps)
+            x = _stem_pool(x)
+        return F.batch_norm(x, torch.zeros_like(sign), torch.ones_like(sign), bn.weight * sign, bn.bias, eps=0.0)
 
 
 class S2EBlock(nn.Module):
@@ -149,7 +170,7 @@ class S2ESharedNetwork(nn.Module):
     def forward(self, spectrograms: torch.Tensor, domain: "S2EDomain") -> torch.Tensor:
         """(n, bins, frames) -> (n, embedding_size, bins / 16, frames / 16)"""
         x = spectrograms.unsqueeze(1).contiguous(memory_format=torch.channels_last)
-        x = F.max_pool2d(F.relu(domain.stem(x, self.stem)), 3, stride=2, padding=1)
+        x = F.relu(domain.stem.pooled(x, self.stem), inplace=True)
         for stage, domain_stage in zip(self.stages, domain.stages):
             for block, domain_block in zip(stage, domain_stage):
                 x = block(x, domain_block)

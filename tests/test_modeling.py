@@ -374,6 +374,27 @@ def test_a_compiled_training_step_is_the_eager_one():
         torch.testing.assert_close(gradients[f"_orig_mod.{name}"], gradient, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("why", ["nothing below learns", "filters learn", "input wants a gradient", "evaluation"])
+def test_pooling_before_the_scale_is_pooling_after_it(why):
+    """Also where scales are negative: there the pooled value is that of the smallest input."""
+    model = adapter_in_training().double()
+    stem, filters = model.s2e.domains["emo"].stem, model.s2e.shared.stem
+    with torch.no_grad():
+        stem.bn.weight.copy_(torch.tensor([-1.5, 0.7]))
+    stem.train(why != "evaluation")
+    filters.requires_grad_(why == "filters learn")
+    x = segments(3).double().unsqueeze(1).requires_grad_(why == "input wants a gradient")
+    literal = copy.deepcopy(stem)
+    ours, expected = stem.pooled(x, filters), F.max_pool2d(F.relu(literal(x, filters)), 3, stride=2, padding=1)
+    torch.testing.assert_close(F.relu(ours), expected)
+    weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    below = {"filters learn": [filters.weight], "input wants a gradient": [x]}.get(why, [])
+    found = torch.autograd.grad((F.relu(ours) * weights).sum(), [*stem.parameters(), *below])
+    wanted = torch.autograd.grad((expected * weights).sum(), [*literal.parameters(), *below])
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(stem.state_dict(), literal.state_dict())  # statistics and their count
+
+
 # ---- fusing ------------------------------------------------------------------------------------------------
 
 

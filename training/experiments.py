@@ -3,8 +3,9 @@
     python training/experiments.py --data_dir DATA [--accelerate='FLAGS'] [--only emodb,plus] [--dry_run]
 
 DATA holds the corpora as folders `emodb`, `ravdess` and `speechocean762`, and, for the stronger base, `more_speakers`
-(with a metadata.csv of file_name and speaker). Each step is one command; what is finished is kept, so that it can be stopped at any time and
-started again. Hours on a GPU; on a CPU one leave-one-speaker-out run of EmoDB takes most of a day.
+(with a metadata.csv of file_name and speaker). Each step is one command; what is finished is kept, so that it can
+be stopped at any time and started again. Hours on a GPU; on a CPU one leave-one-speaker-out run of EmoDB takes
+most of a day.
 """
 
 import argparse
