@@ -215,9 +215,7 @@ def cross_validate(
             guesses = majority_predictions(labels, train, test)
         else:
             guesses, chosen[fold.name] = svm_predictions(features, labels, speakers, train, test)
-        table = prediction_table(
-            dataset, test, np.eye(len(names))[guesses], run=0, fold=fold.name, method=name
-        )
+        table = prediction_table(dataset, test, np.eye(len(names))[guesses], run=0, fold=fold.name, method=name)
         rows.append(table.drop(columns="posterior"))  # an SVM has none
     return pd.concat(rows, ignore_index=True), chosen
 

@@ -23,4 +23,3 @@ AutoConfig.register(S2EConfig.model_type, S2EConfig, exist_ok=True)
 AutoModel.register(S2EConfig, S2EModel, exist_ok=True)
 AutoModelForAudioClassification.register(S2EConfig, S2EForAudioClassification, exist_ok=True)
 AutoFeatureExtractor.register(S2EConfig, S2EFeatureExtractor, exist_ok=True)
-

@@ -65,8 +65,7 @@ def check_labels(labels: Any) -> list[str]:
     labels = list(labels)
     if not 1 <= len(labels) <= MAX_LABELS or not all(isinstance(label, str) and label for label in labels):
         raise S2EAdapterError(
-            f"labels must be 1 to {MAX_LABELS} non-empty strings, but {len(labels)} were given: "
-            f"{labels[:5]!r}."
+            f"labels must be 1 to {MAX_LABELS} non-empty strings, but {len(labels)} were given: {labels[:5]!r}."
         )
     if len(set(labels)) < len(labels):
         twice = sorted({label for label in labels if labels.count(label) > 1})
@@ -101,9 +100,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
         partial.unlink(missing_ok=True)
 
 
-def read_tensors(
-    path: str | Path, expected: Mapping[str, tuple[int, ...]], source: str
-) -> dict[str, torch.Tensor]:
+def read_tensors(path: str | Path, expected: Mapping[str, tuple[int, ...]], source: str) -> dict[str, torch.Tensor]:
     """The tensors of an adapter file, checked against the model's shapes before any is allocated.
 
     Raises:
@@ -213,9 +210,7 @@ def read_adapter_config(config_class: type, source: str, where: Mapping[str, Any
         config = config_class(**{key: value for key, value in fields.items() if key in known})
         check_labels(config.labels_of(config.active_domain))
     except BAD_CONFIG as error:
-        raise S2EAdapterError(
-            f"Adapter {source!r}: config.json cannot be read ({_one_line(error)})."
-        ) from error
+        raise S2EAdapterError(f"Adapter {source!r}: config.json cannot be read ({_one_line(error)}).") from error
     if None in (config.adapter_sha256, config.base_fingerprint):
         raise S2EAdapterError(
             f"{source!r} is not an adapter repo: its config.json lacks adapter_sha256 or base_fingerprint."

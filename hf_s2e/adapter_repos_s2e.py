@@ -94,8 +94,7 @@ class S2EAdapterReposMixin(S2EAdapterMixin):
         name = check_adapter_name(adapter_name or config.adapter_name)
         if name in self.config.domains:
             raise S2EAdapterError(
-                f"There is an adapter {name!r} already: pass another adapter_name=, or delete_adapter() it "
-                "first."
+                f"There is an adapter {name!r} already: pass another adapter_name=, or delete_adapter() it first."
             )
         labels = config.labels_of(config.active_domain)
         spec = config.domains[config.active_domain] | {"labels": labels}
@@ -152,9 +151,7 @@ class S2EAdapterReposMixin(S2EAdapterMixin):
             )
         folder = Path(save_directory)
         if (folder / SAFE_WEIGHTS_NAME).exists():
-            raise S2EAdapterError(
-                f"{str(folder)!r} holds a base ({SAFE_WEIGHTS_NAME}): save the adapter elsewhere."
-            )
+            raise S2EAdapterError(f"{str(folder)!r} holds a base ({SAFE_WEIGHTS_NAME}): save the adapter elsewhere.")
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {key: value.float() for key, value in self.get_adapter_state_dict(name).items()}
         config = self._config_of_adapter(name, folder)
@@ -228,9 +225,7 @@ class S2EAdapterReposMixin(S2EAdapterMixin):
         """As in transformers: the base, all resident adapters, and `preprocessor_config.json` beside them."""
         if push_to_hub:  # which saves to a folder of its own, and so uploads both
             hub = {
-                key: kwargs.pop(key)
-                for key in ("repo_id", "commit_message", "create_pr", "private")
-                if key in kwargs
+                key: kwargs.pop(key) for key in ("repo_id", "commit_message", "create_pr", "private") if key in kwargs
             }
             hub.setdefault("repo_id", Path(save_directory).name)
             self.push_to_hub(**hub, token=kwargs.get("token"))
@@ -259,9 +254,7 @@ def _fill(domain: nn.Module, head: nn.Module, tensors: dict[str, torch.Tensor]) 
     counters = {key: torch.tensor(0) for key in domain.state_dict() if key.endswith(_COUNTER)}
     own = {key: value for key, value in tensors.items() if not key.startswith(_HEAD)}
     domain.load_state_dict(own | counters)
-    head.load_state_dict(
-        {key.removeprefix(_HEAD): value for key, value in tensors.items() if key.startswith(_HEAD)}
-    )
+    head.load_state_dict({key.removeprefix(_HEAD): value for key, value in tensors.items() if key.startswith(_HEAD)})
 
 
 def _minimal_card(config: Any) -> str:

@@ -94,8 +94,7 @@ class S2EAdapterMixin:
             )
         if adapter_name in self.config.domains:
             raise S2EAdapterError(
-                f"There is an adapter {adapter_name!r} already: choose another name, or delete_adapter() it "
-                "first."
+                f"There is an adapter {adapter_name!r} already: choose another name, or delete_adapter() it first."
             )
         _check_choice("init", init, ADAPTER_INITS)
         _check_choice("pooling", pooling, POOLINGS)

@@ -48,9 +48,7 @@ SHOWN = 3  # files that a card names for each finding of the audit
 _USED = {"speakers": "{:,} speakers", "utterances": "{:,} utterances", "hours": "{} h"}
 
 
-def write_card(
-    folder: str | os.PathLike, results: Mapping[str, Any] | str | os.PathLike | None = None
-) -> Path:
+def write_card(folder: str | os.PathLike, results: Mapping[str, Any] | str | os.PathLike | None = None) -> Path:
     """Write README.md of a base's or an adapter's folder.
 
     Args:
@@ -159,9 +157,7 @@ def _template(name: str) -> str:
     return (templates() / name).read_text(encoding="utf-8")
 
 
-def make_card(
-    folder: Path, config: Any, training: Mapping[str, Any], results: Mapping[str, Any] | None
-) -> ModelCard:
+def make_card(folder: Path, config: Any, training: Mapping[str, Any], results: Mapping[str, Any] | None) -> ModelCard:
     """The card of a folder, not yet written; see `write_card`."""
     adapter, labels = is_adapter(folder), [config.id2label[i] for i in range(config.num_labels)]
     method = config.method if adapter else training.get("method")
@@ -244,18 +240,14 @@ def _evaluation(
 ) -> dict[str, Any]:
     """A summary.json as the template shows it: every number formatted here and nowhere else."""
     if missing := {"corpus", "protocol", "methods", "classes"} - set(results):
-        raise ValueError(
-            f"the results lack {sorted(missing)}: no summary.json of training/cross_validate.py."
-        )
+        raise ValueError(f"the results lack {sorted(missing)}: no summary.json of training/cross_validate.py.")
     if method not in results["methods"]:
         raise ValueError(f"the results have no method {method!r}; they have {', '.join(results['methods'])}.")
     if list(results["classes"]) != labels:
         raise ValueError(f"the results are for the classes {results['classes']}, but this repo has {labels}.")
     corpus, trained_on = results["corpus"], [used["name"] for used in corpora]
     if trained_on and corpus not in trained_on:
-        raise ValueError(
-            f"the results are of {corpus!r}, but this repo was trained on {', '.join(trained_on)}."
-        )
+        raise ValueError(f"the results are of {corpus!r}, but this repo was trained on {', '.join(trained_on)}.")
     score, pairs = results["methods"][method], results.get("paired", [])
     copied = ("corpus", "protocol", "recipe", "base", "utterances", "speakers", "classes")
     return {

@@ -163,17 +163,11 @@ class S2EConfig(PretrainedConfig):
         _one_of("aggregation", self.aggregation, AGGREGATIONS)
         _whole("stem_kernel_size", self.stem_kernel_size)
         if self.stem_kernel_size % 2 == 0:
-            raise ValueError(
-                f"stem_kernel_size is {self.stem_kernel_size}, but must be odd: alpha is its centre tap."
-            )
+            raise ValueError(f"stem_kernel_size is {self.stem_kernel_size}, but must be odd: alpha is its centre tap.")
         if len(self.depths) != len(self.hidden_sizes):
-            raise ValueError(
-                f"depths={self.depths} and hidden_sizes={self.hidden_sizes} must have one entry a stage."
-            )
+            raise ValueError(f"depths={self.depths} and hidden_sizes={self.hidden_sizes} must have one entry a stage.")
         if any(wide != 2 * narrow for narrow, wide in zip(self.hidden_sizes, self.hidden_sizes[1:])):
-            raise ValueError(
-                f"hidden_sizes={self.hidden_sizes}: each stage must be twice as wide as the one before."
-            )
+            raise ValueError(f"hidden_sizes={self.hidden_sizes}: each stage must be twice as wide as the one before.")
         if self.fused and self.adapters:
             raise ValueError("fused=True goes with adapters=False: a fused network has no adapters any more.")
         self._validate_domains()
@@ -186,15 +180,11 @@ class S2EConfig(PretrainedConfig):
             raise ValueError(f"num_labels is {count}, but must be 1 to {MAX_LABELS}.")
 
     def _validate_domains(self) -> None:
-        if not isinstance(self.domains, Mapping) or not all(
-            isinstance(s, Mapping) for s in self.domains.values()
-        ):
+        if not isinstance(self.domains, Mapping) or not all(isinstance(s, Mapping) for s in self.domains.values()):
             raise ValueError(f"domains is {self.domains!r:.200}, but must map names to their settings.")
         for what in ("base_domain", "active_domain"):
             if getattr(self, what) not in self.domains:
-                raise ValueError(
-                    f"{what} {getattr(self, what)!r} is not among the domains {sorted(self.domains)}."
-                )
+                raise ValueError(f"{what} {getattr(self, what)!r} is not among the domains {sorted(self.domains)}.")
         for name, spec in self.domains.items():
             if not isinstance(name, str) or not DOMAIN_NAME.fullmatch(name):
                 raise ValueError(f"{name!r:.100} cannot be a domain's name: {NAME_RULE}.")
@@ -273,9 +263,7 @@ def validate_front_end(settings: Mapping[str, Any]) -> None:
             "segments begin on a frame."
         )
     if step > length:
-        raise ValueError(
-            f"segment_hop={step} must be at most segment_length={length}: no sample may be skipped."
-        )
+        raise ValueError(f"segment_hop={step} must be at most segment_length={length}: no sample may be skipped.")
     if not isinstance(mu, int | float) or isinstance(mu, bool) or not 0 < mu < MAX_SIZE:
         raise ValueError(f"mu is {mu!r}, but must be a positive number.")
     if not isinstance(settings["drop_tail"], bool):
@@ -302,6 +290,4 @@ def _sizes(name: str, sizes: Any) -> list[int]:
 
 def _whole(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_SIZE:
-        raise ValueError(
-            f"{name} is {value!r:.100}, but must be a positive whole number, at most {MAX_SIZE}."
-        )
+        raise ValueError(f"{name} is {value!r:.100}, but must be a positive whole number, at most {MAX_SIZE}.")

@@ -32,9 +32,7 @@ class S2EFrontEnd:
     def __init__(self, **settings):
         unknown = set(settings) - set(FRONT_END_DEFAULTS)
         if unknown:
-            raise TypeError(
-                f"unknown front-end settings {sorted(unknown)}; known are {sorted(FRONT_END_DEFAULTS)}"
-            )
+            raise TypeError(f"unknown front-end settings {sorted(unknown)}; known are {sorted(FRONT_END_DEFAULTS)}")
         self.settings = FRONT_END_DEFAULTS | settings
         validate_front_end(self.settings)
         for name, value in self.settings.items():
@@ -84,8 +82,7 @@ class S2EFrontEnd:
         """
         if self.normalization == "utterance" and maximum is None:
             raise ValueError(
-                "normalization='utterance' needs maximum=, the largest magnitude of each row's utterance "
-                "(see peak)."
+                "normalization='utterance' needs maximum=, the largest magnitude of each row's utterance (see peak)."
             )
         return self.mu_law(self.magnitude(waveforms).transpose(-2, -1), maximum)
 
@@ -184,9 +181,7 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
         front_end = self.front_end
         spectrograms = [front_end(_waveform(item)) for item in _as_list(raw_speech)]
         longest = max(len(item) for item in spectrograms)
-        values = torch.full(
-            (len(spectrograms), longest, *spectrograms[0].shape[1:]), float(self.padding_value)
-        )
+        values = torch.full((len(spectrograms), longest, *spectrograms[0].shape[1:]), float(self.padding_value))
         mask = torch.zeros(len(spectrograms), longest, dtype=torch.long)
         for row, item in enumerate(spectrograms):
             values[row, : len(item)] = item
@@ -200,14 +195,10 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
 def _as_list(raw_speech: Any) -> list:
     if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
         if raw_speech.ndim not in (1, 2):
-            raise ValueError(
-                f"Audio of shape {tuple(raw_speech.shape)}: expected (samples,) or (batch, samples)."
-            )
+            raise ValueError(f"Audio of shape {tuple(raw_speech.shape)}: expected (samples,) or (batch, samples).")
         return [raw_speech] if raw_speech.ndim == 1 else list(raw_speech)
     if not isinstance(raw_speech, (list, tuple)):
-        raise ValueError(
-            f"Audio is a {type(raw_speech).__name__}: expected an array, a tensor or a list of these."
-        )
+        raise ValueError(f"Audio is a {type(raw_speech).__name__}: expected an array, a tensor or a list of these.")
     if not raw_speech:
         raise ValueError("Empty audio: a list with no waveform in it.")
     if np.ndim(raw_speech[0]) == 0:  # one waveform, sample by sample

@@ -161,9 +161,7 @@ def _pull(repo_id: str, revision: str | None, to, token: str | None, *, force: b
         if not base_id or base_id.rpartition("/")[2] == repo_id.rpartition("/")[2]:
             raise S2EAdapterError(f"Adapter {repo_id!r} names the base {base_id!r}: that cannot be one.")
         check_revision(commit)
-        base = (None if force or to else _in_cache(base_id, commit)) or _download(
-            base_id, commit, to, token, force
-        )
+        base = (None if force or to else _in_cache(base_id, commit)) or _download(base_id, commit, to, token, force)
     check_repo(folder, base)
     return folder
 
@@ -218,9 +216,7 @@ def list_adapters(
     if base is not None and os.path.isdir(base):
         folder, base = base, read_config(Path(base)).get("repo_id")
         if base is None:
-            raise ValueError(
-                f"{folder}: its config.json has no repo_id, so no adapter on the Hub can name it."
-            )
+            raise ValueError(f"{folder}: its config.json has no repo_id, so no adapter on the Hub can name it.")
     tag = "s2e" if base is None else f"base_model:adapter:{base}"
     with asking_the_hub("cannot list the adapters" + (f" of {base}" if base else "")):
         found = list(HfApi(token=token).list_models(filter=tag, cardData=True, full=True, limit=limit))
@@ -253,9 +249,7 @@ def _entry(info: Any, token: str | None) -> AdapterEntry:
 def add_pull_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo", metavar="REPO", help="Hub id of a base or an adapter")
     parser.add_argument("--revision", help="branch, tag or commit")
-    parser.add_argument(
-        "--to", metavar="DIR", help="folder that gets one folder for each repo; by default the cache"
-    )
+    parser.add_argument("--to", metavar="DIR", help="folder that gets one folder for each repo; by default the cache")
 
 
 def run_pull(args: argparse.Namespace) -> int:

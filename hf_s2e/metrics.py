@@ -72,9 +72,7 @@ def mean_std(values):
     return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else None
 
 
-def bootstrap_ci(
-    labels, predictions, num_classes, speakers=None, *, metric="ua", level=0.95, resamples=2000, seed=0
-):
+def bootstrap_ci(labels, predictions, num_classes, speakers=None, *, metric="ua", level=0.95, resamples=2000, seed=0):
     """Percentile interval (low, high) of UA or WA over new speakers and new utterances.
 
     Each resample draws speakers with replacement and, for each draw, that speaker's utterances with

@@ -130,15 +130,11 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
         return cls._base_from_pretrained(source, model_args, config, where, options, dtype)
 
     @classmethod
-    def _base_from_pretrained(
-        cls, source: str, model_args: tuple, config: Any, where: dict, options: dict, dtype: Any
-    ):
+    def _base_from_pretrained(cls, source: str, model_args: tuple, config: Any, where: dict, options: dict, dtype: Any):
         """A base with the adapters saved in it, or a fused model."""
         options["use_safetensors"] = True  # nothing here ever unpickles
         try:
-            model = super().from_pretrained(
-                source, *model_args, config=config, dtype=torch.float32, **where, **options
-            )
+            model = super().from_pretrained(source, *model_args, config=config, dtype=torch.float32, **where, **options)
         except SafetensorError as error:
             raise S2EAdapterError(
                 f"{source!r}: {SAFE_WEIGHTS_NAME} is not a whole safetensors file ({error}); fetch it again."
@@ -184,8 +180,7 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
             base_config = cls.config_class.from_pretrained(**place, **fetching)
             if base_config.is_adapter:
                 raise S2EAdapterError(
-                    f"Adapter {source!r} names {base!r} as its base, but that is an adapter too; pass "
-                    "base_model=BASE."
+                    f"Adapter {source!r} names {base!r} as its base, but that is an adapter too; pass base_model=BASE."
                 )
             return cls.from_pretrained(**place, config=base_config, **fetching, **options)
         except HUB_FAILURES as error:
@@ -345,15 +340,11 @@ class S2EForAudioClassification(S2EPreTrainedModel):
     ) -> S2EClassifierOutput:
         """Each domain's rows by themselves, so that a row's neighbours cannot change its answer."""
         if len(adapter_names) != len(mask):
-            raise ValueError(
-                f"adapter_names has {len(adapter_names)} entries, but the batch has {len(mask)} rows."
-            )
+            raise ValueError(f"adapter_names has {len(adapter_names)} entries, but the batch has {len(mask)} rows.")
         names = [self._known_domain(name or self.config.base_domain) for name in adapter_names]
         row_of_segment = mask.nonzero()[:, 0]
         widest = max(len(self.config.labels_of(name)) for name in names)
-        rows_of = {
-            name: [i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)
-        }
+        rows_of = {name: [i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
         parts: list[S2EClassifierOutput] = []
         for name, rows in rows_of.items():
             rows = torch.tensor(rows, device=mask.device)

@@ -40,9 +40,7 @@ class _FrozenFilterConv(torch.autograd.Function):
         return grad_x, None, grad_alpha.reshape(alpha.shape).to(alpha.dtype), None, None
 
 
-def adapted_conv(
-    x: torch.Tensor, shared: nn.Conv2d, alpha: torch.Tensor | None, use_shared: bool
-) -> torch.Tensor:
+def adapted_conv(x: torch.Tensor, shared: nn.Conv2d, alpha: torch.Tensor | None, use_shared: bool) -> torch.Tensor:
     """`w * x + alpha * x` (eq. 3), computed as `(w + alpha) * x` (eq. 1): alpha is the filters' centre tap.
 
     Args:
@@ -86,9 +84,7 @@ class S2EDomainConv(nn.Module):
         self.bn = (
             nn.Identity()
             if config.fused
-            else nn.BatchNorm2d(
-                shared.out_channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum
-            )
+            else nn.BatchNorm2d(shared.out_channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
         )
 
     def forward(self, x: torch.Tensor, shared: nn.Conv2d) -> torch.Tensor:
@@ -186,8 +182,7 @@ class S2EDomain(nn.Module):
         self.pooling = spec.get("pooling", "mean")
         self.stem = S2EDomainConv(config, shared.stem, adapted=config.adapters and config.adapt_stem)
         self.stages = nn.ModuleList(
-            nn.ModuleList(S2EDomainBlock(config, block, use_shared) for block in stage)
-            for stage in shared.stages
+            nn.ModuleList(S2EDomainBlock(config, block, use_shared) for block in stage) for stage in shared.stages
         )
 
     def pool(self, features: torch.Tensor) -> torch.Tensor:

@@ -115,8 +115,7 @@ class S2EPipeline(AudioClassificationPipeline):
         if not return_timestamps:
             return scores(model_outputs.logits)
         rate, length, hop = (
-            getattr(self.feature_extractor, name)
-            for name in ("sampling_rate", "segment_length", "segment_hop")
+            getattr(self.feature_extractor, name) for name in ("sampling_rate", "segment_length", "segment_hop")
         )
         log_posteriors = F.log_softmax(model_outputs.segment_logits[0], dim=-1)
         chunks = [
@@ -134,9 +133,7 @@ class S2EPipeline(AudioClassificationPipeline):
             raise answer
         return answer
 
-    def get_iterator(
-        self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params
-    ):
+    def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
         if num_workers:
             logger.warning_once("S2EPipeline decodes in this process: num_workers has no effect.")
         sources = (inputs[i] for i in range(len(inputs))) if isinstance(inputs, Sized) else iter(inputs)
@@ -195,9 +192,7 @@ class S2EPipeline(AudioClassificationPipeline):
         """The logits of all segments of one sound to what the model returns for a batch of it alone."""
         segment_logits = torch.frombuffer(logits, dtype=torch.float32).view(-1, self.model.config.num_labels)
         mask = torch.ones(1, len(segment_logits), dtype=torch.bool)
-        posterior = aggregate_segments(
-            F.log_softmax(segment_logits, dim=-1), mask, self.model.config.aggregation
-        )
+        posterior = aggregate_segments(F.log_softmax(segment_logits, dim=-1), mask, self.model.config.aggregation)
         return S2EClassifierOutput(logits=posterior, segment_logits=segment_logits[None])
 
     def _segments(self, source, sampling_rate=None) -> Iterator[tuple[torch.Tensor, int]]:

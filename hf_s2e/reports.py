@@ -96,8 +96,7 @@ def markdown_table(summary) -> str:
         lines += ["", "| a | b | UA of a minus b | 95 % interval | p |", "|---|---|---|---|---|"]
         for pair in summary["paired"]:
             lines.append(
-                f"| {pair['a']} | {pair['b']} | {pair['ua_diff']:+.2f} | {_interval(pair['ci95'])} "
-                f"| {_p(pair['p'])} |"
+                f"| {pair['a']} | {pair['b']} | {pair['ua_diff']:+.2f} | {_interval(pair['ci95'])} | {_p(pair['p'])} |"
             )
         lines += ["", _about_tests(summary)]
     return "\n".join(lines) + "\n"
@@ -112,8 +111,7 @@ def latex_table(summary) -> str:
         for name, m in summary["methods"].items()
     ]
     references = [
-        rf"{_tex(name)} ({origin(r)}) & {' & '.join(_reference(r))} & \\"
-        for name, r in summary["references"].items()
+        rf"{_tex(name)} ({origin(r)}) & {' & '.join(_reference(r))} & \\" for name, r in summary["references"].items()
     ]
     text = _tex_table(
         "lrrrrr",
@@ -151,9 +149,7 @@ def audit_text(report, title="corpus") -> str:
         lines.append(f"  speakers  {len(sizes)}, with {min(sizes)} to {max(sizes)} utterances")
     if "duration_s" in counts:
         seconds = counts["duration_s"]
-        lines.append(
-            f"  duration  {seconds['min']:.2f} to {seconds['max']:.2f} s, median {seconds['median']:.2f} s"
-        )
+        lines.append(f"  duration  {seconds['min']:.2f} to {seconds['max']:.2f} s, median {seconds['median']:.2f} s")
     rates = counts["sampling_rates"].items()
     lines.append("  rates     " + ", ".join(f"{rate} Hz: {number}" for rate, number in rates))
     for key, what in AUDIT_ACCURACIES.items():
@@ -220,8 +216,7 @@ def _numbers(values, classes, column):
 def _method(labels, runs, classes, speakers, folds):
     pooled = [scores(labels, run, len(classes)) for run in runs]
     by_fold = [
-        [scores(labels[folds == fold], run[folds == fold], len(classes)) for fold in np.unique(folds)]
-        for run in runs
+        [scores(labels[folds == fold], run[folds == fold], len(classes)) for fold in np.unique(folds)] for run in runs
     ]
     (ua, ua_std), (wa, wa_std) = (mean_std([run[key] for run in pooled]) for key in ("ua", "wa"))
     confusion = sum(confusion_matrix(labels, run, len(classes)) for run in runs)

@@ -137,9 +137,7 @@ class LocalHub:
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> "LocalHub":
-        threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        ).start()
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -235,9 +233,7 @@ class LocalHub:
         for item in wanted["objects"]:
             upload = {"upload": {"href": f"{self.endpoint}/lfs-upload/{item['oid']}", "header": {}}}
             known = item["oid"] in self.lfs
-            objects.append(
-                {"oid": item["oid"], "size": item["size"]} | ({} if known else {"actions": upload})
-            )
+            objects.append({"oid": item["oid"], "size": item["size"]} | ({} if known else {"actions": upload}))
         return {"transfer": "basic", "objects": objects}
 
     def lfs_put(self, oid: str, data: bytes) -> dict:
@@ -303,9 +299,7 @@ class LocalHub:
 
 def _entry(path: str, blob: Blob) -> dict:
     entry = {"type": "file", "oid": blob.oid, "size": len(blob.data), "path": path}
-    return entry | (
-        {"lfs": {"oid": blob.sha256, "size": len(blob.data), "pointerSize": 130}} if blob.lfs else {}
-    )
+    return entry | ({"lfs": {"oid": blob.sha256, "size": len(blob.data), "pointerSize": 130}} if blob.lfs else {})
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -341,9 +335,7 @@ class _Handler(BaseHTTPRequestHandler):
             except HubError as error:
                 self.refuse(error)
             else:
-                self.answer(*answer) if isinstance(answer, tuple) else self.answer(
-                    json.dumps(answer).encode()
-                )
+                self.answer(*answer) if isinstance(answer, tuple) else self.answer(json.dumps(answer).encode())
         except (Cut, BrokenPipeError, ConnectionResetError):
             self.close_connection = True
             with contextlib.suppress(OSError):
@@ -375,9 +367,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.failure and self.seen.received > self.failure.after:
             raise Cut
 
-    def answer(
-        self, data: bytes, status: int = 200, kind: str = "application/json", headers: dict | None = None
-    ):
+    def answer(self, data: bytes, status: int = 200, kind: str = "application/json", headers: dict | None = None):
         self.seen.status = status
         self.send_response(status)
         for name, value in {"Content-Type": kind, "Content-Length": len(data), **(headers or {})}.items():
@@ -432,9 +422,7 @@ class _Handler(BaseHTTPRequestHandler):
         data, status = blob.data, 200
         if hub.corrupt and name.endswith(hub.corrupt):
             data = data[: len(data) // 2] + bytes(byte ^ 0xFF for byte in data[len(data) // 2 :])
-        if self.command == "GET" and (
-            part := re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        ):
+        if self.command == "GET" and (part := re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")):
             first, last = int(part[1]), min(int(part[2] or len(data) - 1), len(data) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
             data, status = data[first : last + 1], 206
@@ -455,9 +443,7 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "tree":
             return hub.list_tree(repo, hub.at(repo, rest))
         if verb == "paths-info":
-            return hub.paths_info(
-                repo, hub.at(repo, rest), wanted.get("paths") or parse_qs(body.decode())["paths"]
-            )
+            return hub.paths_info(repo, hub.at(repo, rest), wanted.get("paths") or parse_qs(body.decode())["paths"])
         if verb == "preupload":
             return hub.preupload(repo, hub.at(repo, rest), wanted)
         if verb == "commit":

@@ -51,9 +51,7 @@ def fresh(base) -> S2EForAudioClassification:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "options", [{}, {"init": "source", "use_shared": False}, {"pooling": "mean_std"}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"init": "source", "use_shared": False}, {"pooling": "mean_std"}], ids=str)
 def test_a_reloaded_adapter_gives_equal_logits_on_a_fresh_base(base, tmp_path, options):
     add_scrambled_adapter(base, "emo", **options, method="mine")
     x = segments(2, 3)
@@ -139,9 +137,7 @@ def test_the_card(adapter, base):
 
     card = ModelCard.load(adapter / "README.md")
     assert card.data.base_model == "me/tiny-base" and card.data.pipeline_tag == "audio-classification"
-    assert (
-        card.data.to_dict()["base_model_relation"] == "adapter" and card.data.library_name == "transformers"
-    )
+    assert card.data.to_dict()["base_model_relation"] == "adapter" and card.data.library_name == "transformers"
     assert "Not evaluated" in card.text and all(label in card.text for label in LABELS)
     (adapter / "README.md").write_text("mine")
     base.save_adapter(adapter, "emo")
@@ -228,9 +224,7 @@ def test_the_order_in_which_a_base_is_looked_for(base, adapter, tmp_path):
     rewrite(adapter, base_local_path="../gone")
     assert found() == "sibling"
     shutil.rmtree(adapter.parent / "tiny-base")
-    with pytest.raises(
-        S2EAdapterError, match=r"needs the base 'me/tiny-base'.*hf download me/tiny-base.*base_model="
-    ):
+    with pytest.raises(S2EAdapterError, match=r"needs the base 'me/tiny-base'.*hf download me/tiny-base.*base_model="):
         found(local_files_only=True)
     says = "needs the base 'me/tiny-base'.*but '/nowhere' cannot be loaded.*hf download me/tiny-base"
     with pytest.raises(S2EAdapterError, match=says):
@@ -277,9 +271,7 @@ def test_a_wrong_base_is_readable_through_the_pipeline(base, adapter):
     base.save_pretrained(base._base_source)  # another base where the adapter's was
     with pytest.raises(S2EAdapterError) as caught:
         pipeline("audio-classification", model=str(adapter))
-    assert str(caught.value).startswith("Adapter") and "was trained on the base 'me/tiny-base'" in str(
-        caught.value
-    )
+    assert str(caught.value).startswith("Adapter") and "was trained on the base 'me/tiny-base'" in str(caught.value)
     assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
 
 
@@ -304,9 +296,7 @@ def test_a_base_whose_settings_disagree_is_refused(base):
 
 @torch.no_grad()
 def test_what_the_caller_changes_at_loading(base, adapter):
-    renamed = S2EForAudioClassification.from_pretrained(
-        adapter, id2label={0: "N", 1: "A", 2: "S"}, aggregation="max"
-    )
+    renamed = S2EForAudioClassification.from_pretrained(adapter, id2label={0: "N", 1: "A", 2: "S"}, aggregation="max")
     assert renamed.config.labels_of("emo") == ["N", "A", "S"] and renamed.config.aggregation == "max"
     with pytest.raises(S2EAdapterError, match="has 3 classes, but 4 were asked for"):
         S2EForAudioClassification.from_pretrained(adapter, num_labels=4)
@@ -521,9 +511,7 @@ def mutate_header(data: bytes, rng: random.Random) -> bytes:
     if change == 0:
         header[name]["dtype"] = rng.choice(["F16", "F64", "I8", "BOOL", "F8_E4M3", "X", 3])
     elif change == 1:
-        header[name]["shape"] = rng.choice(
-            [[], [0], [2**40], [2**62, 4], [-1], "x", header[name]["shape"] + [1]]
-        )
+        header[name]["shape"] = rng.choice([[], [0], [2**40], [2**62, 4], [-1], "x", header[name]["shape"] + [1]])
     elif change == 2:
         header[name]["data_offsets"] = rng.choice([[0, 0], [0, 2**60], [8, 4], [-4, 0], [0], "x"])
     elif change == 3:

@@ -229,11 +229,7 @@ def test_choosing():
     model.set_adapter(["two"])
     assert torch.equal(model(x).logits, two) and model.config.label2id == {"x": 0, "y": 1}
     model.disable_adapters()
-    assert (
-        torch.equal(model(x).logits, speaker)
-        and model.active_adapters() == []
-        and model.config.num_labels == 5
-    )
+    assert torch.equal(model(x).logits, speaker) and model.active_adapters() == [] and model.config.num_labels == 5
     model.enable_adapters()
     assert model.active_adapters() == ["two"] and torch.equal(model(x).logits, two)
     for wrong, says in (
@@ -326,9 +322,7 @@ def test_labels_of_a_mixed_batch():
 def test_several_adapters_learn_in_one_batch():
     model, x = three_domains(), segments(4)
     model.requires_grad_(True).train()
-    model(
-        x, labels=torch.tensor([0, 1, 2, 0]), adapter_names=["two", "two", "seven", "seven"]
-    ).loss.backward()
+    model(x, labels=torch.tensor([0, 1, 2, 0]), adapter_names=["two", "two", "seven", "seven"]).loss.backward()
     for name in ("two", "seven"):
         assert model.s2e.domains[name].stages[0][0].conv1.alpha.weight.grad.isfinite().all()
     assert model.s2e.domains["speaker"].stages[0][0].conv1.alpha.weight.grad is None

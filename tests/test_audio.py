@@ -146,9 +146,7 @@ def test_sample_formats(container, subtype, tolerance):
     np.testing.assert_allclose(load_audio(content), sine(0.3, RATE), atol=tolerance)
 
 
-@pytest.mark.parametrize(
-    ("container", "subtype"), [("OGG", "OPUS"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")]
-)
+@pytest.mark.parametrize(("container", "subtype"), [("OGG", "OPUS"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")])
 def test_lossy_formats_keep_frequency_and_level(container, subtype):
     waveform = load_audio(encode(sine(1.0, 48000), 48000, format=container, subtype=subtype))
     assert peak_frequency(waveform[:RATE]) == pytest.approx(440, abs=2)
@@ -287,9 +285,7 @@ def test_both_layouts_and_eight_channels():
     expected = load_audio(samples.mean(axis=1), sampling_rate=96000)
     np.testing.assert_allclose(load_audio(samples, sampling_rate=96000), expected, atol=1e-6)
     np.testing.assert_allclose(load_audio(samples.T, sampling_rate=96000), expected, atol=1e-6)
-    np.testing.assert_allclose(
-        load_audio(encode(samples, 96000, subtype="FLOAT")), expected, atol=1e-6
-    )
+    np.testing.assert_allclose(load_audio(encode(samples, 96000, subtype="FLOAT")), expected, atol=1e-6)
 
 
 # -- the edge of what is answered

@@ -121,9 +121,7 @@ def test_every_number_of_the_results_is_in_the_card(repos):
         assert {f"{end:.1f}" for end in method["ua_ci95"]} <= found
         assert f"{method['trained_parameters']:,}" in text
     assert {"77.1", "78.3", "13.1", "4.4", "21.9", "0.0123", "535"} <= found
-    assert {
-        str(count) for row in results["methods"]["residual_adapter"]["confusion"] for count in row
-    } <= found
+    assert {str(count) for row in results["methods"]["residual_adapter"]["confusion"] for count in row} <= found
     assert f"{100 * 211 / (211 + 13 + 14):.1f} %" in text
     for words in (
         "leave one speaker out (protocol `loso`)",
@@ -197,9 +195,7 @@ def test_a_base_shows_what_its_training_measured(repos):
              "unseen_speakers": 30}  # fmt: skip
     (repos / "base" / "training.json").write_text(json.dumps({"evaluation": facts}))
     text = write_card(repos / "base").read_text()
-    assert (
-        "98.8 % of 1,250 held-out utterances" in text and "30 unseen speakers: equal error rate 4.3 %" in text
-    )
+    assert "98.8 % of 1,250 held-out utterances" in text and "30 unseen speakers: equal error rate 4.3 %" in text
     assert "Not evaluated" not in text
 
 

@@ -65,9 +65,7 @@ def test_id2label_describes_the_active_domain(tmp_path):
     config = tiny_config(domains={"speaker": {"labels": ["s1", "s2"]}, "emo": {"labels": LABELS}})
     assert config.num_labels == 2 and config.labels_of("emo") == LABELS
     config.activate("emo")
-    assert (
-        config.num_labels == 3 and config.label2id["sad"] == 2 and config.labels_of("speaker") == ["s1", "s2"]
-    )
+    assert config.num_labels == 3 and config.label2id["sad"] == 2 and config.labels_of("speaker") == ["s1", "s2"]
     again = through_json(config, tmp_path)
     assert again.active_domain == "emo" and again.labels_of("speaker") == ["s1", "s2"]
     assert [again.id2label[i] for i in range(3)] == LABELS

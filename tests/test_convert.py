@@ -32,9 +32,7 @@ def checkpoint(adapters: bool) -> dict[str, torch.Tensor]:
                     tensors[f"{name}.alpha1x1.weight"] = torch.randn(out, width, 1, 1)
                 norms[f"{name}.bn"] = out
     for name, width in norms.items():
-        tensors |= {
-            f"{name}.{part}": torch.rand(width) for part in ("weight", "bias", "running_mean", "running_var")
-        }
+        tensors |= {f"{name}.{part}": torch.rand(width) for part in ("weight", "bias", "running_mean", "running_var")}
     return tensors
 
 
@@ -54,9 +52,7 @@ def test_nothing_is_changed_but_the_names(adapters, convert, tmp_path, capsys):
     tensors, labels = checkpoint(adapters), tmp_path / "labels.txt"
     save_file(tensors, tmp_path / "checkpoint.safetensors")
     labels.write_text("anna\nben\ncarl\n")
-    convert(
-        tmp_path / "checkpoint.safetensors", tmp_path / "base", "--repo_id", "me/base", "--labels", labels
-    )
+    convert(tmp_path / "checkpoint.safetensors", tmp_path / "base", "--repo_id", "me/base", "--labels", labels)
     model = S2EForAudioClassification.from_pretrained(tmp_path / "base")
     assert model.config.adapters is adapters and model.config.labels_of("speaker") == ["anna", "ben", "carl"]
     assert model.config.repo_id == "me/base" and model.base_fingerprint in capsys.readouterr().out
@@ -95,9 +91,7 @@ def test_another_checkpoint_is_refused(change, arguments, says, convert, tmp_pat
 
 @pytest.mark.parametrize(("name", "adapters"), BASES.items())
 def test_committed_bases_are_whole(name, adapters):
-    model, info = S2EForAudioClassification.from_pretrained(
-        ROOT / "hub_cards" / name, output_loading_info=True
-    )
+    model, info = S2EForAudioClassification.from_pretrained(ROOT / "hub_cards" / name, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.config.adapters is adapters and model.config.repo_id.endswith(f"/{name}")
     assert {t.dtype for t in load_file(ROOT / "hub_cards" / name / "model.safetensors").values()} <= {

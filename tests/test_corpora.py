@@ -207,9 +207,7 @@ def test_cremad(plant, load):
     plant("CREMA-D", [f"AudioMP3/{name}.mp3" for name in names])
     folder = plant("CREMA-D", [f"AudioWAV/{name}.wav" for name in names])
     (folder / "VideoDemographics.csv").write_text(
-        '"ActorID","Age","Sex","Race","Ethnicity"\n'
-        '1001,51,"Male","Caucasian","Not Hispanic"\n'
-        '1002,21,"Female","",""\n'
+        '"ActorID","Age","Sex","Race","Ethnicity"\n1001,51,"Male","Caucasian","Not Hispanic"\n1002,21,"Female","",""\n'
     )
     for data_dir in (folder, folder / "AudioWAV"):
         with pytest.warns(CorpusWarning, match="label angry +1271 +1\n"):

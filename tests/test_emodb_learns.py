@@ -31,10 +31,7 @@ def test_emotions_of_unseen_speakers(s2e_data):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.3  # at 0.1 the statistics of a new domain lag behind in so few steps
 
-    training = {
-        letter: [c for c in clips if c.name[:2] not in HELD_OUT and c.name[5] == letter]
-        for letter in EMOTIONS
-    }
+    training = {letter: [c for c in clips if c.name[:2] not in HELD_OUT and c.name[5] == letter] for letter in EMOTIONS}
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=RATE,
@@ -59,9 +56,7 @@ def test_emotions_of_unseen_speakers(s2e_data):
     with torch.no_grad():
         for clip in tested:
             inputs = extractor(load_audio(clip), sampling_rate=16_000, return_tensors="pt")
-            recalls[clip.name[5]].append(
-                int(model(**inputs).logits.argmax()) == list(EMOTIONS).index(clip.name[5])
-            )
+            recalls[clip.name[5]].append(int(model(**inputs).logits.argmax()) == list(EMOTIONS).index(clip.name[5]))
     ua = 100 * sum(sum(r) / len(r) for r in recalls.values()) / len(recalls)
     wa = 100 * sum(map(sum, recalls.values())) / len(tested)
     chance = 100 / len(EMOTIONS)

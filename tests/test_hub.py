@@ -28,9 +28,7 @@ SEGMENT = torch.linspace(0, 1, 400 * 200).reshape(1, 400, 200)
 def make_repos(folder, **sizes):
     """A base `base` and the adapters `calls` and `radio` in folders side by side, none of them published."""
     torch.manual_seed(0)
-    S2EForAudioClassification(S2EConfig(**sizes, num_labels=5, repo_id="hf-s2e/base")).save_pretrained(
-        folder / "base"
-    )
+    S2EForAudioClassification(S2EConfig(**sizes, num_labels=5, repo_id="hf-s2e/base")).save_pretrained(folder / "base")
     model = S2EForAudioClassification.from_pretrained(folder / "base")
     for name, labels in (("calls", ["calm", "upset"]), ("radio", ["neutral", "angry", "sad"])):
         model.add_adapter(name, labels=labels, init="kaiming", method="residual_adapter")
@@ -317,9 +315,7 @@ def test_pull_to_a_folder_works_without_the_hub(hub, repos, tmp_path, monkeypatc
 def test_what_a_download_costs(hub, tmp_path):
     """Full size: at most 0.8 MB for an adapter, and with the base cached no byte of the base."""
     torch.manual_seed(0)
-    S2EForAudioClassification(S2EConfig(num_labels=50, repo_id="hf-s2e/base")).save_pretrained(
-        tmp_path / "base"
-    )
+    S2EForAudioClassification(S2EConfig(num_labels=50, repo_id="hf-s2e/base")).save_pretrained(tmp_path / "base")
     model = S2EForAudioClassification.from_pretrained(tmp_path / "base")
     model.add_adapter("eight", labels=list("abcdefgh"))
     model.save_adapter(tmp_path / "eight", "eight")

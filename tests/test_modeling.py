@@ -46,9 +46,7 @@ def test_parameters_by_part():
         return sum(p.numel() for m in module.modules() if isinstance(m, kind) for p in m.parameters())
 
     assert sum(p.numel() for p in shared.parameters()) == 1_356_320
-    assert (
-        sum(m.weight.numel() for m in shared.modules() if getattr(m, "kernel_size", 0) == (3, 3)) == 1_354_752
-    )
+    assert sum(m.weight.numel() for m in shared.modules() if getattr(m, "kernel_size", 0) == (3, 3)) == 1_354_752
     assert count(domain, nn.Conv2d) == 150_528 == 1_354_752 // 9
     assert count(domain, nn.BatchNorm2d) == 3_200
     assert sum(p.numel() for m in (domain, model.heads["speaker"]) for p in m.parameters()) == 154_756
@@ -140,8 +138,7 @@ def literal_pool(x, size, stride, padding, reduce):
 
 def literal_batch_norm(x, bn):
     mean, var, gamma, beta = (
-        t.detach().double().numpy()[:, None, None]
-        for t in (bn.running_mean, bn.running_var, bn.weight, bn.bias)
+        t.detach().double().numpy()[:, None, None] for t in (bn.running_mean, bn.running_var, bn.weight, bn.bias)
     )
     return gamma * (x - mean) / np.sqrt(var + bn.eps) + beta
 
@@ -360,9 +357,7 @@ def test_bf16_autocast_gives_about_the_same_gradients():
     assert set(exact) == set(rough)
     assert all(gradient.dtype == torch.float32 for gradient in rough.values())
     exact, rough = (torch.cat([g.flatten() for g in gradients.values()]) for gradients in (exact, rough))
-    assert (
-        rough - exact
-    ).norm() < 0.3 * exact.norm()  # batch norm of few numbers; a wrong branch gives over 1
+    assert (rough - exact).norm() < 0.3 * exact.norm()  # batch norm of few numbers; a wrong branch gives over 1
 
 
 def test_a_compiled_training_step_is_the_eager_one():
@@ -494,15 +489,11 @@ def test_dtypes(dtype, tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)
     loaded = S2EForAudioClassification.from_pretrained(tmp_path, dtype=dtype)
-    assert loaded.dtype == {torch.float16: torch.float16, "bfloat16": torch.bfloat16}.get(
-        dtype, torch.float32
-    )
+    assert loaded.dtype == {torch.float16: torch.float16, "bfloat16": torch.bfloat16}.get(dtype, torch.float32)
     assert loaded.base_fingerprint == model.base_fingerprint  # that of the base as it is stored
     half = loaded.to(torch.bfloat16)
     logits = half(segments(2).to(torch.bfloat16)).logits
-    assert (
-        logits.dtype == torch.float32 and (logits.exp() - model(segments(2)).logits.exp()).abs().max() < 0.1
-    )
+    assert logits.dtype == torch.float32 and (logits.exp() - model(segments(2)).logits.exp()).abs().max() < 0.1
 
 
 def test_pickled_weights_are_never_read(tmp_path):

@@ -50,9 +50,10 @@ def installed(tmp_path_factory) -> Path:
     site = next((folder / "env").glob("lib/python*/site-packages"))
     here = Path(np.__file__).parents[1]
     for package in here.iterdir():
-        if not package.name.startswith(
-            ("hf_s2e", "__editable__", "hf-s2e", "pip", "setuptools", "_distutils")
-        ) and not (site / package.name).exists():
+        if (
+            not package.name.startswith(("hf_s2e", "__editable__", "hf-s2e", "pip", "setuptools", "_distutils"))
+            and not (site / package.name).exists()
+        ):
             (site / package.name).symlink_to(package)
     return folder / "env" / "bin"
 
@@ -74,9 +75,7 @@ def test_pipeline_predict_info_and_card_from_the_wheel(installed, tmp_path):
     assert label in json.loads((adapter / "config.json").read_text())["label2id"]
 
     soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).normal(0, 0.1, 30_000), 44_100)
-    answer = json.loads(
-        run(installed / "s2e", "predict", "noise.wav", "--model", adapter, "--json", cwd=tmp_path)
-    )
+    answer = json.loads(run(installed / "s2e", "predict", "noise.wav", "--model", adapter, "--json", cwd=tmp_path))
     assert answer[0]["file"] == "noise.wav"
 
     info = json.loads(run(installed / "s2e", "info", adapter, "--json", cwd=tmp_path))

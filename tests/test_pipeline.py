@@ -94,9 +94,7 @@ def test_blocks_give_the_posterior_of_the_whole(monkeypatch, normalization, drop
         lambda d: max(1, s * RATE + d)
     )))  # fmt: skip
     def check(samples):
-        np.testing.assert_allclose(
-            scores(pipe(sound(samples))), whole(model, voice(samples)), atol=1e-6
-        )
+        np.testing.assert_allclose(scores(pipe(sound(samples))), whole(model, voice(samples)), atol=1e-6)
 
     check()
 
@@ -376,9 +374,7 @@ def test_adapter_repo_through_the_factory_and_a_wrong_base(folder, wav, tmp_path
     other = S2EForAudioClassification(S2EConfig(hidden_sizes=[2, 4], depths=[1, 1]))
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(S2EAdapterError, match="base"):
-        transformers.pipeline(
-            task, model=str(tmp_path / "phone"), model_kwargs={"base_model": str(tmp_path / "other")}
-        )
+        transformers.pipeline(task, model=str(tmp_path / "phone"), model_kwargs={"base_model": str(tmp_path / "other")})
 
 
 def test_real_speech(pipe, s2e_data):

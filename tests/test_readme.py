@@ -58,9 +58,7 @@ def test_s2e_commands_run(folder):
         assert result.returncode == 0 and result.stdout, f"{command}\n{result.stderr[-2000:]}"
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in commands() if c[0] == "accelerate"], ids=lambda c: Path(c[2]).stem
-)
+@pytest.mark.parametrize("command", [c for c in commands() if c[0] == "accelerate"], ids=lambda c: Path(c[2]).stem)
 def test_training_scripts_know_the_flags_shown(command):
     script, flags = command[2], {part for part in command[3:] if part.startswith("--")}
     result = run([sys.executable, str(ROOT / script), "--help"], ROOT)

@@ -106,9 +106,7 @@ def test_repos_work_without_the_package(repos):
         np.testing.assert_allclose(answers[name]["model"], posterior, atol=1e-4)
         np.testing.assert_allclose(answers[name]["pipeline"], posterior, atol=1e-4)
     assert set(answers["saved"]) >= {file.name for file in SHIPPED} | {"adapter.safetensors", "config.json"}
-    one, other = (
-        S2EForAudioClassification.from_pretrained(folder / name) for name in ("adapter", "saved/again")
-    )
+    one, other = (S2EForAudioClassification.from_pretrained(folder / name) for name in ("adapter", "saved/again"))
     with torch.no_grad():  # what remote code saved loads here
         assert torch.equal(one(segments(2)).logits, other(segments(2)).logits)
 

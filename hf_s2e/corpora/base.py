@@ -139,9 +139,7 @@ class Corpus(datasets.ArrowBasedBuilder):
             return inner[0]
         several = f"several such folders: {', '.join(path.name for path in inner)}"
         found = several if inner else show_entries(folder)
-        raise CorpusError(
-            f"{folder} does not look like {self.title()}\n  expected: {self.LAYOUT}\n  found:    {found}"
-        )
+        raise CorpusError(f"{folder} does not look like {self.title()}\n  expected: {self.LAYOUT}\n  found:    {found}")
 
     def beside(self, table: str) -> Path | None:
         """A table of the corpus: in its root, or above it where the root is the audio folder."""

@@ -31,9 +31,7 @@ SPEAKERS = {  # of the 2,280
 }  # fmt: skip
 IEMOCAP_OPTIONS = {"labels": FOUR, "scripted": False, "excited_as_happy": False}
 # [6.2901 - 8.2357]<TAB>Ses01F_impro01_F000<TAB>neu<TAB>[2.5000, 2.5000, 2.5000]
-LABEL_LINE = re.compile(
-    r"\[[\d.]+ - [\d.]+\]\t(?P<turn>(?P<session>Ses\d\d)\w+_(?P<who>[FM])\d+)\t(?P<code>\w+)\t.*"
-)
+LABEL_LINE = re.compile(r"\[[\d.]+ - [\d.]+\]\t(?P<turn>(?P<session>Ses\d\d)\w+_(?P<who>[FM])\d+)\t(?P<code>\w+)\t.*")
 
 
 class IEMOCAP(Corpus):

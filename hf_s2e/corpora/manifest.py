@@ -163,6 +163,5 @@ def _check_options(label_map, speaker_pattern) -> None:
         raise CorpusError(f"speaker_pattern {speaker_pattern!r} is no regular expression: {error}") from error
     if not groups:
         raise CorpusError(
-            f"speaker_pattern {speaker_pattern!r} has no group; put brackets around the speaker, as in "
-            "'_([FM][0-9]+)_'"
+            f"speaker_pattern {speaker_pattern!r} has no group; put brackets around the speaker, as in '_([FM][0-9]+)_'"
         )
