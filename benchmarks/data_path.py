@@ -120,9 +120,11 @@ def learn() -> float:
     import torch.nn.functional as F
 
     from hf_s2e import S2EConfig, S2EForAudioClassification
+    from hf_s2e.training.engine import keep_freed_memory
     from hf_s2e.training.recipe import Recipe, make_optimizer
 
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the training loop does
     model = S2EForAudioClassification(S2EConfig(adapters=False, num_labels=50)).train()
     optimizer, inputs, labels = make_optimizer(model, Recipe()), torch.rand(16, 400, 200), torch.arange(16)
 

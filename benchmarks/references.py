@@ -3,10 +3,11 @@
     python benchmarks/references.py --corpus emodb --data_dir DIR --protocol loso --output_dir OUT
 
 eGeMAPSv02 (88 functionals; Eyben et al., 2016), ComParE 2016 (6,373; Schuller et al., 2016) and Resemblyzer's
-utterance embedding (256; its GE2E weights lie in its wheel), each of the audio that the networks hear: 16 kHz,
-mono, 16 bit. For scale, the same SVM on the logarithm of the duration alone, and the training part's most
-frequent class. Standardisation and C see the training part only: C is the one with the highest UA when groups
-of training speakers are left out in turn. OUT gets
+utterance embedding (256; its GE2E weights lie in its wheel), each of the audio that the networks are given: 16
+kHz, mono, 16 bit, of which the networks use 0 to 4 kHz and the references all. For scale, the same SVM on the
+logarithm of the duration alone, and the training part's most frequent class. Standardisation and C see the
+training part only: C is the one with the highest UA when groups of training speakers are left out in turn. OUT
+gets
 
     references.json     name -> {"ua", "wa", "measured": true, ...}, which training/cross_validate.py reads
     references.parquet  the predictions, in the form of predictions.parquet
@@ -37,13 +38,14 @@ from transformers import HfArgumentParser
 
 from hf_s2e.audio import SAMPLING_RATE
 from hf_s2e.metrics import unweighted_accuracy
-from hf_s2e.protocols import Protocol, make_protocol
+from hf_s2e.protocols import Protocol
 from hf_s2e.reports import markdown_table, summarize
 from hf_s2e.training.data import FULL_SCALE, WaveStore
 from hf_s2e.training.script import (
-    CorpusArguments,
+    ProtocolArguments,
     prediction_table,
     read_corpus,
+    read_protocol,
     readable_errors,
     store_folder,
     write_json,
@@ -55,15 +57,13 @@ INNER_FOLDS = 5  # groups of training speakers that C is chosen by
 CLASSIFIER = "linear SVM, one against one, classes weighted equally"
 ABOUT = (
     f"Rows named *_svm: {CLASSIFIER}, on standardised features; C in {', '.join(f'{c:g}' for c in C_GRID)} by "
-    f"the UA on training speakers, left out in {INNER_FOLDS} groups in turn. Deterministic, hence one run."
+    f"the UA on training speakers, left out in {INNER_FOLDS} groups in turn. Deterministic, hence one run. They hear "
+    "the recordings up to 8 kHz, the networks up to 4 kHz."
 )
 
 
 @dataclass
-class Arguments(CorpusArguments):
-    protocol: str = field(default="loso", metadata={"help": "loso, 5fold, emobox6, session or split"})
-    protocol_seed: int = 0
-    no_speaker_ids: bool = field(default=False, metadata={"help": "accept a split that may share speakers"})
+class Arguments(ProtocolArguments):
     output_dir: str = field(default="out", metadata={"help": "what is written"})
 
 
@@ -269,7 +269,7 @@ def write_references(folder: Path, predictions: pd.DataFrame, facts: dict, proto
     predicted = predictions
     if (folder / "summary.json").is_file() and (folder / "predictions.parquet").is_file():
         known = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        about = {key: known[key] for key in about}
+        about = {key: known[key] for key in about} | {"starts": known.get("starts")}
         sizes |= {name: row["trained_parameters"] for name, row in known["methods"].items()}
         predicted = pd.concat([predictions, pd.read_parquet(folder / "predictions.parquet")])
     summary = summarize(predicted, **common, **about, trained_parameters=sizes)
@@ -293,15 +293,11 @@ def write_references(folder: Path, predictions: pd.DataFrame, facts: dict, proto
 
 def main(argv: Sequence[str] | None = None) -> None:
     (args,) = HfArgumentParser(Arguments, allow_abbrev=False).parse_args_into_dataclasses(args=argv)
+    if args.decode != "once":
+        raise SystemExit(f"--decode {args.decode}: references are measured on the decoded corpus, --decode once")
     dataset, store = read_corpus(Accelerator(cpu=True), args)
     with readable_errors():
-        protocol = make_protocol(
-            args.protocol,
-            dataset,
-            corpus=args.corpus,
-            seed=args.protocol_seed,
-            speaker_disjoint=not args.no_speaker_ids,
-        )
+        protocol = read_protocol(args, dataset)
         keep_protocol(Path(args.output_dir), protocol)
         cache = store_folder(args.cache_dir).parent / "features"
         try:

@@ -29,8 +29,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .adapter_files_s2e import ADAPTER_WEIGHTS, fingerprint
-from .configuration_s2e import S2EConfig
-from .reports import AUDIT_ACCURACIES, origin
+from .configuration_s2e import BASE_DOMAIN, S2EConfig
+from .reports import about_choice, origin, started_from, without_hearing
 
 BASE_WEIGHTS = "model.safetensors"
 TRAINING_FACTS = "training.json"
@@ -162,6 +162,7 @@ def make_card(folder: Path, config: Any, training: Mapping[str, Any], results: M
     adapter, labels = is_adapter(folder), [config.id2label[i] for i in range(config.num_labels)]
     method = config.method if adapter else training.get("method")
     emotion = adapter or bool(results) or method in ("plain", "feature_extractor", "fine_tune")
+    emotion = emotion or config.base_domain != BASE_DOMAIN  # fused, without training.json
     corpora = [about_corpus(used) for used in training.get("corpora", [])]
     repo_id = card_repo_id(folder, config)
     weights = _weights(folder)
@@ -218,6 +219,7 @@ def _license(corpora: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _eval_results(found: Mapping[str, Any]) -> list[EvalResult]:
+    """For the metadata, where a figure stands without the card's words: the name says whose it is."""
     of_metric = {"ua": ("recall", "UA (mean recall of the classes)"), "wa": ("accuracy", "WA (accuracy)")}
     of_metric["macro_f1"] = ("f1", "macro-F1")
     return [
@@ -227,7 +229,7 @@ def _eval_results(found: Mapping[str, Any]) -> list[EvalResult]:
             dataset_name=found["title"],
             dataset_config=found["protocol"]["name"],
             metric_type=kind,
-            metric_name=name,
+            metric_name=f"{name}, cross-validated: not these weights",
             metric_value=round(found["score"][f"{key}_mean"], 2),
         )
         for key, (kind, name) in of_metric.items()
@@ -249,9 +251,11 @@ def _evaluation(
     if trained_on and corpus not in trained_on:
         raise ValueError(f"the results are of {corpus!r}, but this repo was trained on {', '.join(trained_on)}.")
     score, pairs = results["methods"][method], results.get("paired", [])
-    copied = ("corpus", "protocol", "recipe", "base", "utterances", "speakers", "classes")
+    copied = ("corpus", "protocol", "recipe", "utterances", "speakers", "classes")
     return {
         **{key: results.get(key) for key in copied},
+        "choice": about_choice(results) if results.get("choice") else None,
+        "started": started_from(results) if results.get("base") else None,
         "title": about_corpus({"name": corpus})["title"],
         "protocol_in_words": _PROTOCOLS.get(results["protocol"]["name"], "cross-validation"),
         "method": method,
@@ -322,7 +326,7 @@ def _audit(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if report is None:
         return None
     counts = report.get("counts", {})
-    alone = [f"{counts[key]:.1f} % from {what}" for key, what in AUDIT_ACCURACIES.items() if counts.get(key)]
+    alone = without_hearing(counts)
     chance = f" (chance is {counts['chance_ua']:.1f} %)" if alone else ""
     return {
         "alone": f"UA reached without hearing the emotion: {'; '.join(alone)}{chance}." if alone else None,

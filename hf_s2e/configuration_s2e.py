@@ -53,6 +53,8 @@ DOMAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a key of nn.Modul
 NAME_RULE = "expected 1 to 64 letters, digits, '-' or '_', beginning with a letter or digit"
 MAX_LABELS = 10_000
 MAX_SIZE = 10_000_000  # of any whole number here; a config from the Hub cannot ask for more
+MAX_BLOCKS = 100  # of a stage
+MAX_DOMAINS = 1_000  # of a base
 
 
 class S2EConfig(PretrainedConfig):
@@ -164,6 +166,8 @@ class S2EConfig(PretrainedConfig):
         _whole("stem_kernel_size", self.stem_kernel_size)
         if self.stem_kernel_size % 2 == 0:
             raise ValueError(f"stem_kernel_size is {self.stem_kernel_size}, but must be odd: alpha is its centre tap.")
+        if max(self.depths) > MAX_BLOCKS:
+            raise ValueError(f"depths={self.depths}: a stage may have {MAX_BLOCKS} blocks at most.")
         if len(self.depths) != len(self.hidden_sizes):
             raise ValueError(f"depths={self.depths} and hidden_sizes={self.hidden_sizes} must have one entry a stage.")
         if any(wide != 2 * narrow for narrow, wide in zip(self.hidden_sizes, self.hidden_sizes[1:])):
@@ -185,6 +189,8 @@ class S2EConfig(PretrainedConfig):
         for what in ("base_domain", "active_domain"):
             if getattr(self, what) not in self.domains:
                 raise ValueError(f"{what} {getattr(self, what)!r} is not among the domains {sorted(self.domains)}.")
+        if len(self.domains) > MAX_DOMAINS:
+            raise ValueError(f"domains has {len(self.domains)} entries, but a base may have {MAX_DOMAINS} at most.")
         for name, spec in self.domains.items():
             if not isinstance(name, str) or not DOMAIN_NAME.fullmatch(name):
                 raise ValueError(f"{name!r:.100} cannot be a domain's name: {NAME_RULE}.")

@@ -76,7 +76,7 @@ class S2EFrontEnd:
     def segments(self, waveforms: torch.Tensor, maximum: torch.Tensor | float | None = None) -> torch.Tensor:
         """Spectrograms of segments cut out by the caller: (batch, segment_samples) -> (batch, bins, frames).
 
-        Each row has `context` samples before the segment; training reads its batches this way. With
+        Each row has `context` samples before the segment; training makes its batches by the same steps. With
         `normalization="utterance"` the caller gives the [`peak`] of each row's utterance as `maximum`,
         (batch, 1, 1).
         """

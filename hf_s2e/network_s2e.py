@@ -165,7 +165,8 @@ class S2ESharedNetwork(nn.Module):
 
     def forward(self, spectrograms: torch.Tensor, domain: "S2EDomain") -> torch.Tensor:
         """(n, bins, frames) -> (n, embedding_size, bins / 16, frames / 16)"""
-        x = spectrograms.unsqueeze(1).contiguous(memory_format=torch.channels_last)
+        # channels last from the start: what .contiguous() makes of one channel would be taken for channels first
+        x = spectrograms.contiguous().unsqueeze(-1).movedim(-1, 1)
         x = F.relu(domain.stem.pooled(x, self.stem), inplace=True)
         for stage, domain_stage in zip(self.stages, domain.stages):
             for block, domain_block in zip(stage, domain_stage):
@@ -190,4 +191,5 @@ class S2EDomain(nn.Module):
         mean = features.mean(dim=(2, 3))
         if self.pooling == "mean":
             return mean
-        return torch.cat([mean, features.var(dim=(2, 3), correction=0).clamp(min=1e-8).sqrt()], dim=1)
+        variance = features.float().var(dim=(2, 3), correction=0)  # half precision has no 1e-8
+        return torch.cat([mean, variance.clamp(min=1e-8).sqrt().to(mean.dtype)], dim=1)

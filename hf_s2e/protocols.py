@@ -12,7 +12,6 @@ import re
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -131,9 +130,7 @@ class Protocol:
         raise ValueError(f"no fold {name!r} in {self.name!r}: it has {', '.join(f.name for f in self.folds)}")
 
 
-def make_protocol(
-    name, dataset, *, corpus=None, seed=0, folds=5, speaker_disjoint=True, validation_speakers=0
-) -> Protocol:
+def make_protocol(name, dataset, *, corpus=None, seed=0, folds=5, speaker_disjoint=True) -> Protocol:
     """Folds of a corpus by a protocol's name.
 
     name:
@@ -147,8 +144,6 @@ def make_protocol(
         `emobox6`: EmoBox's six folds of RAVDESS.
     corpus: the corpus' name for the record; by default what the dataset's builder is called.
     speaker_disjoint: False accepts a corpus without speaker ids and official splits that share speakers.
-    validation_speakers: so many speakers of each training part validate instead (for choosing a recipe
-        without looking at the test speakers), drawn by `seed` such that training keeps every class.
 
     Raises ValueError where speakers, sessions or splits are missing, are too few, or are shared between
     parts, and where a fold would leave a class out of training.
@@ -164,8 +159,6 @@ def make_protocol(
             "column, or accept shared speakers with speaker_disjoint=False, which every report will say"
         )
     column, divisions = _BUILDERS[kind](facts, seed=seed, count=count, speaker_disjoint=speaker_disjoint)
-    if validation_speakers:
-        divisions = [_with_validation(facts, column, fold, validation_speakers, seed) for fold in divisions]
     for fold in divisions:
         _check_classes(facts, column, fold)
     _check_tested(facts, column, divisions)
@@ -217,7 +210,8 @@ def choice_protocol(protocol, dataset) -> Protocol:
 
 
 def _validated_by(fold, partner):
-    train = tuple(value for value in fold.train if value not in set(partner.test))
+    theirs = set(partner.test)
+    train = tuple(value for value in fold.train if value not in theirs)
     return replace(fold, train=train, validation=partner.test)
 
 
@@ -306,24 +300,6 @@ _BUILDERS = {"loso": _loso, "kfold": _kfold, "session": _session, "split": _spli
 def _leave_out(everything, test, name):
     left_out = set(test)
     return Fold(name, tuple(v for v in everything if v not in left_out), (), tuple(sorted(test)))
-
-
-def _with_validation(facts, column, fold, count, seed):
-    if column != "speaker" or fold.validation:
-        raise ValueError(
-            f"validation_speakers={count}: fold {fold.name!r} "
-            + ("has validation speakers already" if column == "speaker" else f"lists {column}s, not speakers")
-        )
-    order = shuffled(fold.train, seed, f"validation {fold.name}")
-    for chosen in combinations(order, count):
-        train = tuple(speaker for speaker in fold.train if speaker not in chosen)
-        smaller = Fold(fold.name, train, tuple(sorted(chosen)), fold.test)
-        if not _untrained(facts, column, smaller):
-            return smaller
-    raise ValueError(
-        f"fold {fold.name!r} has {len(fold.train)} training speakers: no {count} of them can be left out for "
-        "validation without losing a class from training"
-    )
 
 
 def _untrained(facts, column, fold):

@@ -20,7 +20,17 @@ MANY_CLASSES = 20  # more are counted, not listed: the classes are speakers
 
 
 def summarize(
-    predictions, *, corpus, protocol, recipe, base, classes, trained_parameters, references=None, choice=None
+    predictions,
+    *,
+    corpus,
+    protocol,
+    recipe,
+    base,
+    classes,
+    trained_parameters,
+    starts=None,
+    references=None,
+    choice=None,
 ) -> dict:
     """The content of summary.json from one prediction per utterance, method and run.
 
@@ -31,6 +41,7 @@ def summarize(
     trained_parameters: method -> number. references: name -> {"ua", "wa"} in percent, for the tables; with
         "measured": True where they were measured under this protocol, and then perhaps `macro_f1`, `ua_ci95`,
         `wa_ci95`. All others are called "reported". What else they hold is kept.
+    starts: method -> the network that it starts from, by name.
     choice: where each fold chose its recipe, what `choose_recipes` of hf_s2e.training.fold_runs returned.
 
     Each method has `ua_mean`, `ua_std`, `wa_mean`, `wa_std` (None for a single run), `macro_f1_mean`,
@@ -56,6 +67,7 @@ def summarize(
         "protocol": {key: protocol[key] for key in ("name", "hash", "speaker_disjoint")},
         "recipe": recipe,
         "base": base,
+        **({"starts": {method: starts[method] for method in runs if method in starts}} if starts else {}),
         "utterances": len(labels),
         "speakers": len(set(speakers)) if known else None,
         "methods": {
@@ -91,7 +103,7 @@ def markdown_table(summary) -> str:
         lines.append(f"| *{name} ({origin(reference)})* | {ua} | {wa} | {f1} | {interval} | | |")
     lines += ["", _about_intervals(summary)]
     if "choice" in summary:
-        lines += ["", _about_choice(summary), "", *_choice_table(summary)]
+        lines += ["", about_choice(summary), "", *_choice_table(summary)]
     if summary["paired"]:
         lines += ["", "| a | b | UA of a minus b | 95 % interval | p |", "|---|---|---|---|---|"]
         for pair in summary["paired"]:
@@ -152,9 +164,7 @@ def audit_text(report, title="corpus") -> str:
         lines.append(f"  duration  {seconds['min']:.2f} to {seconds['max']:.2f} s, median {seconds['median']:.2f} s")
     rates = counts["sampling_rates"].items()
     lines.append("  rates     " + ", ".join(f"{rate} Hz: {number}" for rate, number in rates))
-    for key, what in AUDIT_ACCURACIES.items():
-        if counts.get(key) is not None:
-            lines.append(f"  UA        {counts[key]:.1f} % from {what} (chance {counts['chance_ua']:.1f} %)")
+    lines += [f"  UA        {each} (chance {counts['chance_ua']:.1f} %)" for each in without_hearing(counts)]
     findings = report["findings"]
     lines.append(f"{len(findings)} finding{'' if len(findings) == 1 else 's'}{':' if findings else ''}")
     for finding in findings:
@@ -163,6 +173,15 @@ def audit_text(report, title="corpus") -> str:
         if len(finding["files"]) > SHOWN:
             lines.append(f"             and {len(finding['files']) - SHOWN} more (all with --json)")
     return "\n".join(lines)
+
+
+def without_hearing(counts):
+    """The UA that something else than the emotion reaches, in words, from an audit's `counts`."""
+    return [
+        f"{'no more than chance' if counts[key] <= counts['chance_ua'] else f'{counts[key]:.1f} %'} from {what}"
+        for key, what in AUDIT_ACCURACIES.items()
+        if counts.get(key) is not None
+    ]
 
 
 AUDIT_ACCURACIES = {
@@ -258,8 +277,18 @@ def _about(summary):
     return (
         f"{summary['corpus']}: {summary['utterances']} utterances{speakers}, {classes} classes; "
         f"protocol {protocol['name']} ({disjoint}, {protocol['hash'][:12]}); recipe {summary['recipe']}; "
-        f"base {summary['base']}."
+        f"{started_from(summary)}."
     )
+
+
+def started_from(summary):
+    """What the networks were before this training, in words: one base, or the methods that start from each."""
+    if "starts" not in summary:
+        return f"base {summary['base']}"
+    methods = {}
+    for method, start in summary["starts"].items():
+        methods.setdefault(start, []).append(method)
+    return "started: " + ", ".join(f"{' and '.join(names)} from {start}" for start, names in methods.items())
 
 
 def _about_intervals(summary):
@@ -272,7 +301,7 @@ def _about_intervals(summary):
     )
 
 
-def _about_choice(summary):
+def about_choice(summary):
     return f"Recipes, chosen among {', '.join(summary['choice']['candidates'])}. {summary['choice']['rule']}"
 
 
@@ -292,7 +321,7 @@ def _choice_table(summary):
 def _choice_in_words(summary):
     """The rule, and the same numbers for a caption; nothing where no recipe was chosen."""
     if "choice" in summary:
-        yield _about_choice(summary)
+        yield about_choice(summary)
         for method, counts in _folds_by_recipe(summary).items():
             yield f"{method}: {', '.join(f'{name} {number}' for name, number in counts.most_common())} folds."
 

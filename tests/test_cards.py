@@ -343,6 +343,20 @@ def test_a_whole_network_trained_on_emotion_has_results_too(repos):
     assert ModelCard(text).data.license == "cc-by-nc-sa-4.0"  # the stricter of the two
 
 
+def test_a_fused_network_is_not_called_a_speaker_network(repos):
+    model = S2EForAudioClassification(S2EConfig(**TINY))
+    model.add_adapter("emodb", CLASSES)
+    model.fuse("emodb").save_pretrained(repos / "fused")
+    text = write_card(repos / "fused").read_text()
+    assert "recognises 3 emotions: neutral, angry, sad" in text and "tell" not in text.partition("## ")[0]
+
+
+def test_recipes_that_folds_chose_are_said(repos):
+    chosen = {"rule": "By validation.", "candidates": ["paper", "plus"], "chosen": {}}
+    text = write_card(repos / "s2e-emodb", summary() | {"choice": chosen}).read_text()
+    assert "Recipes, chosen among paper, plus. By validation." in text
+
+
 def test_a_folder_that_is_no_repo(tmp_path):
     with pytest.raises(ValueError, match="no repo here"):
         find_repos(tmp_path)

@@ -44,6 +44,8 @@ def test_defaults_are_the_papers():
         ({"hidden_sizes": 5}, "hidden_sizes is 5, but must be a list"),
         ({"hidden_sizes": [4]}, "one entry a stage"),
         ({"depths": [2, 0]}, "depths"),
+        ({"depths": [2, 10**6]}, "100 blocks at most"),
+        ({"domains": {f"d{i}": {"labels": ["a"]} for i in range(1001)}, "base_domain": "d0"}, "1000 at most"),
         ({"stem_kernel_size": 4}, "odd"),
         ({"fused": True}, "adapters=False"),
         ({"num_labels": 10**9}, "num_labels"),

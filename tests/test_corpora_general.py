@@ -50,11 +50,11 @@ def names_of(corpus):
 
 
 def test_folder_of_labels(plant, load):
-    folder = plant("sad/b.wav", "angry/a.FLAC", "angry/deep/er/c.ogg", f"{UMLAUT}/ä ö.wav", "angry/._a.wav")
+    folder = plant("sad/b.wav", "angry/a.FLAC", "angry/deep/er/c.aiff", f"{UMLAUT}/ä ö.wav", "angry/._a.wav")
     (folder / "angry" / "notes.txt").write_text("not audio")
     corpus = load("folder", folder)
     assert labels_of(corpus) == [UMLAUT, "angry", "angry", "sad"]
-    assert names_of(corpus) == ["ä ö.wav", "a.FLAC", "c.ogg", "b.wav"]
+    assert names_of(corpus) == ["ä ö.wav", "a.FLAC", "c.aiff", "b.wav"]
     assert corpus["speaker"][:] == [None] * 4
     assert labels_of(load("folder", folder, labels=["sad", UMLAUT])) == [UMLAUT, "sad"]
 
@@ -259,6 +259,10 @@ def test_hub_dataset_in_memory_and_on_disk(plant, load, tmp_path):
         assert names_of(corpus) == ["a.wav", "b.wav", "c.wav"] and labels_of(corpus) == ["sad", "mad", "sad"]
         assert corpus["speaker"][:] == ["3", "4", "3"] and corpus.features["audio"].decode is False
     assert names_of(load("hub", own, label="emotion", speaker="who", labels=["mad"])) == ["b.wav"]
+    crossed = load("hub", own.rename_columns({"who": "label", "emotion": "speaker"}), label="speaker", speaker="label")
+    assert labels_of(crossed) == ["sad", "mad", "sad"] and crossed["speaker"][:] == ["3", "4", "3"]
+    taken = load("hub", own.rename_column("who", "label"), label="emotion", speaker="label")
+    assert labels_of(taken) == ["sad", "mad", "sad"] and taken["speaker"][:] == ["3", "4", "3"]
     speakers = load("hub", own, label="who", speaker="who")
     assert speakers.features["label"].names == ["3", "4"] and speakers["speaker"][:] == ["3", "4", "3"]
     assert len(set(load("hub", own, label="who", speaker="who", num_speakers=1)["speaker"])) == 1

@@ -1,14 +1,18 @@
 """training/cross_validate.py: what is kept, shared out, guarded and reported; and how folds choose a recipe."""
 
 import dataclasses
+import json
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from training_tools import LAUNCH, SCRIPTS, TINY_RUN, Workbench, forget_accelerator, read, run, save_base, script
 
+from hf_s2e.training.methods import build_model
 from hf_s2e.training.recipe import Recipe
+from hf_s2e.training.script import domain_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,6 +42,7 @@ def cross_validate(work, out, **flags):
         "methods": "plain,residual_adapter",
         "model_name_or_path": work.adapter,
         "plain_model_name_or_path": work.plain,
+        "speed_perturbation": 0.2,  # drawn for each step
         **TINY_RUN,
         **flags,
     }
@@ -127,11 +132,16 @@ def test_a_killed_job_continues(work, tmp_path, monkeypatch):
     assert len(after) == 6 and {name: after[name] for name in kept} == kept
     assert read(tmp_path / "summary.json")["methods"].keys() == {"plain", "residual_adapter"}
 
-    # one more method, with a base that the first job did not have; what is there stays
+    # one more method, alone: what is there stays, and is in the tables
     forget_accelerator()
-    module.main(cross_validate(work, tmp_path, methods="plain,residual_adapter,fine_tune"))
+    module.main(cross_validate(work, tmp_path, methods="fine_tune"))
     assert {name: time for name, time in fold_runs(tmp_path).items() if name in after} == after
-    assert len(read(tmp_path / "summary.json")["paired"]) == 3
+    summary = read(tmp_path / "summary.json")
+    assert len(summary["paired"]) == 3 and summary["base"] == "adapter"
+    assert summary["starts"] == {"plain": "random weights", "residual_adapter": "adapter", "fine_tune": "plain"}
+    assert "started: plain from random weights, residual_adapter from adapter" in (tmp_path / "table.md").read_text()
+    for facts in (tmp_path / "folds").glob("*.json"):
+        assert {"device", "torch", "git_revision"} <= set(read(facts)["environment"])
 
 
 @pytest.mark.parametrize(
@@ -237,6 +247,26 @@ def test_other_audio_under_the_same_names_is_never_mixed_in(validated, work, mon
     monkeypatch.setattr(module, "read_corpus", read_trimmed)
     with pytest.raises(SystemExit, match="results with another audio"):
         module.main(cross_validate(work, validated[0], runs=2))
+
+
+def test_references_of_other_folds_are_not_shown(validated, work, tmp_path, capsys):
+    out = tmp_path / "copy"
+    shutil.copytree(validated[0], out)
+    known = {
+        "mine": {"ua": 50.0, "wa": 50.0, "measured": True, "protocol": read(out / "summary.json")["protocol"]["hash"]}
+    }
+    known["theirs"] = known["mine"] | {"protocol": "of other folds"}
+    (out / "references.json").write_text(json.dumps(known))
+    script("cross_validate").main(cross_validate(work, out, runs=2, report_only=True))
+    assert set(read(out / "summary.json")["references"]) == {"mine"}
+    assert "measured under another protocol, left out: theirs" in capsys.readouterr().out
+
+
+def test_a_corpus_of_ones_own_may_be_a_class(work):
+    """Its name, module:Class, cannot be a domain's."""
+    assert domain_of("my.corpora:Urdu") == "my-corpora-Urdu" and domain_of("emodb") == "emodb"
+    model = build_model("residual_adapter", str(work.adapter), domain_of("urdu:Urdu"), work.labels, Recipe())
+    assert model.config.active_domain == "urdu-Urdu"
 
 
 def test_a_mistyped_start_does_not_lock_the_folder(work, tmp_path):

@@ -50,7 +50,7 @@ def test_a_base_is_trained_once_and_resumed(experiments, capsys, tmp_path, monke
     monkeypatch.setattr(experiments, "ROOT", tmp_path)
     done, begun = (tmp_path / experiments.BASES / f"s2e-50-{kind}" for kind in ("adapter", "plain"))
     done.mkdir(parents=True)
-    (done / "model.safetensors").touch()
+    (done / "README.md").touch()
     half = begun / "run" / "checkpoints" / "step_500.part"
     half.mkdir(parents=True)
     (half / STATE_FILE).touch()

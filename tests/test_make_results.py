@@ -71,6 +71,13 @@ def test_a_wrong_folder_is_one_sentence_and_an_exit_code(tmp_path, monkeypatch, 
     assert "The table is" not in said.out and not (tmp_path / "out").exists()
 
 
+def test_another_recipe_asks_for_another_folder(commands):
+    with pytest.raises(SystemExit, match="--learning_rate: not the recipe paper, so --out must name a folder"):
+        results.main(make("CORPUS=emodb", "DATA_DIR=data", "CV_FLAGS=--learning_rate 0.1"))
+    results.main(make("CORPUS=emodb", "DATA_DIR=data", "OUT=mine", "CV_FLAGS=--learning_rate 0.1"))
+    assert commands[0]
+
+
 def test_everything_in_its_order(commands):
     ran, _ = commands
     results.main(make("CORPUS=ravdess", "DATA_DIR=/some where/ravdess"))

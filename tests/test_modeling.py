@@ -300,6 +300,24 @@ def test_a_training_step_lowers_the_loss():
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_channels_are_last_from_the_first_convolution_on():
+    """Also of what the feature extractor makes; channels first, inference takes 1.4 times as long."""
+    model, seen = tiny_model(), []
+    model.s2e.shared.stages[0][0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for x in (segments(2), segments(2).mT.contiguous().mT):
+        model(x)
+        assert seen[-1].stride(1) == 1
+
+
+def test_the_deviation_of_a_constant_channel_has_a_gradient_in_half_precision():
+    model = tiny_model()
+    add_scrambled_adapter(model, "emo", pooling="mean_std")
+    features = torch.zeros(1, 4, 3, 2, dtype=torch.float16, requires_grad=True)
+    pooled = model.s2e.domains["emo"].pool(features)
+    pooled.sum().backward()
+    assert pooled.dtype == torch.float16 and features.grad.isfinite().all()
+
+
 # ---- the convolution with frozen filters -------------------------------------------------------------------
 
 

@@ -60,23 +60,21 @@ def speakers_of(dataset, rows):
 
 
 @settings(max_examples=25, deadline=None)
-@given(speakers=st.integers(3, 12), folds=st.integers(2, 6), seed=st.integers(0, 3), inner=st.integers(0, 1))
-def test_kfold_tests_everyone_once_and_never_on_a_known_speaker(speakers, folds, seed, inner):
+@given(speakers=st.integers(3, 12), folds=st.integers(2, 6), seed=st.integers(0, 3))
+def test_kfold_tests_everyone_once_and_never_on_a_known_speaker(speakers, folds, seed):
     data = corpus(ten(speakers), each=1)
     if folds > speakers:
         with pytest.raises(ValueError, match="cannot make"):
             make_protocol("kfold", data, folds=folds)
         return
-    if inner and speakers - -(-speakers // folds) < 2:
-        return
-    protocol = make_protocol("kfold", data, folds=folds, seed=seed, validation_speakers=inner)
+    protocol = make_protocol("kfold", data, folds=folds, seed=seed)
     tested = []
     for fold in protocol.folds:
         train, validation, test = protocol.indices(data, fold)
         parts = [speakers_of(data, rows) for rows in (train, validation, test)]
         assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
         assert len(train) + len(validation) + len(test) == len(data)
-        assert len(parts[1]) == inner
+        assert not validation.size
         tested += list(test)
     assert sorted(tested) == list(range(len(data)))
     sizes = [len(fold.test) for fold in protocol.folds]
@@ -164,8 +162,6 @@ def test_no_speaker_ids_need_consent():
         assert sorted(data[test]["label"]) == [0] * 6 + [1] * 6 + [2] * 6
         tested += list(test)
     assert sorted(tested) == list(range(90))
-    with pytest.raises(ValueError, match="lists utterances, not speakers"):
-        make_protocol("5fold", data, speaker_disjoint=False, validation_speakers=1)
 
 
 def test_a_few_missing_speaker_ids_are_named():
@@ -191,21 +187,6 @@ def test_a_class_that_is_never_tested_is_said():
     data = data.filter(lambda row: row["label"] != 2 or row["speaker"] != "04")
     with pytest.warns(UserWarning, match="never tested: sad"):
         make_protocol("split", data)
-
-
-def test_inner_validation_speakers_never_cost_a_class():
-    data = corpus(ten(4)).filter(lambda row: row["label"] != 2 or row["speaker"] in ("01", "02", "03"))
-    protocol = make_protocol("loso", data, validation_speakers=1)
-    for fold in protocol.folds:
-        assert len(fold.validation) == 1
-        assert len({"01", "02", "03"} & set(fold.train)) >= 1
-    with pytest.raises(ValueError, match="no 3 of them can be left out"):
-        make_protocol("loso", data, validation_speakers=3)
-
-
-def test_session_has_its_validation_speaker_already(iemocap):
-    with pytest.raises(ValueError, match="has validation speakers already"):
-        make_protocol("session", iemocap, validation_speakers=1)
 
 
 @pytest.mark.parametrize("name, trainings", [("loso", 4), ("3fold", 2), ("5fold", 3)])

@@ -11,7 +11,7 @@ from training_tools import script
 
 from hf_s2e.protocols import Fold, Protocol
 from hf_s2e.reports import summarize
-from hf_s2e.results import DEFAULT_BASE, TABLE_METHODS, finished_folds, make_command
+from hf_s2e.results import TABLE_METHODS, finished_folds, make_command
 
 page = script("results_page")
 SPEAKERS = ("a", "b", "c")
@@ -47,7 +47,7 @@ def summary(runs: dict[str, int], **others) -> dict:
         for i in range(4)
     ]
     table = pd.DataFrame(rows, columns=["run", "fold", "method", "utterance", "speaker", "label", "prediction"])
-    facts = {"corpus": "emodb", "protocol": PROTOCOL, "recipe": "paper", "base": DEFAULT_BASE, "classes": CLASSES}
+    facts = {"corpus": "emodb", "protocol": PROTOCOL, "recipe": "paper", "base": "a-base", "classes": CLASSES}
     return summarize(table, **facts, trained_parameters=dict.fromkeys(runs, 1000)) | others
 
 
@@ -129,24 +129,22 @@ def test_the_choice_of_recipes_is_shown(tmp_path):
 
 
 def test_where_it_ran_and_what_the_audit_found(tmp_path):
-    environment = {
-        "device": "some GPU",
-        "mixed_precision": "bf16",
-        "processes": 2,
-        "torch": "9.9",
-        "date": "2031-05-04",
-    }
+    environment = {"device": "some GPU", "mixed_precision": "bf16", "git_revision": "a1" * 20, "git_changed": True}
+    environment |= dict.fromkeys(["python", "torch", "transformers", "accelerate"], "9.9")
     audit = {"findings": [{"severity": "warning", "kind": "silent", "message": "3 files", "files": []}]}
-    audit["counts"] = {"chance_ua": 50.0, "ua_by_duration": 61.04}
+    audit["counts"] = {"chance_ua": 50.0, "ua_by_speaker": 50.0, "ua_by_duration": 61.04}
     limited = {"mixed_precision": "bf16", "max_train_steps": 7}
     folder = tmp_path / "results" / "emodb-loso-paper"
-    write(folder, summary=summary({"plain": 1}), audit=audit, environment=environment, settings=limited)
+    write(folder, summary=summary({"plain": 1}), audit=audit, settings=limited)
+    write(folder / "folds", **{f"plain--{fold}--run0": {"environment": environment} for fold in "ab"}, other={})
     for name in ("bars", "confusion-plain"):
         (folder / f"{name}.png").touch()
     (tmp_path / "docs").mkdir()
     text = written(tmp_path / "results", tmp_path / "docs" / "page.md")
-    assert "some GPU, 2 processes, mixed precision bf16, torch 9.9, 2031-05-04." in text
+    versions = "python 9.9, torch 9.9, transformers 9.9, accelerate 9.9"
+    assert f"2 fold-runs on some GPU, mixed precision bf16, {versions}, revision a1a1a1a1a1a1 with changes." in text
     assert "found warning, silent: 3 files." in text and "61.0 % from the duration alone (chance 50.0 %)" in text
+    assert "no more than chance from the speaker alone" in text
     assert "no training had more than 7 batches" in text
     images = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
     assert len(images) == 2 and all((tmp_path / "docs" / image).is_file() for image in images)
@@ -168,9 +166,7 @@ def test_references_alone_are_a_table(tmp_path):
         ("emodb-loso-paper", {}, "make results CORPUS=emodb DATA_DIR=DIR"),
         ("emodb2-loso-paper", {}, "make results CORPUS=emodb DATA_DIR=DIR LABELS=calm,upset"),
         ("else", {}, "make results CORPUS=emodb DATA_DIR=DIR LABELS=calm,upset OUT=results/else"),
-        ("emodb-loso-plus", {"recipe": "plus"}, "RECIPE=training/recipes/plus.yaml"),
         ("ravdess-loso-paper", {"corpus": "ravdess"}, "PROTOCOL=loso"),
-        ("emodb-loso-paper", {"base": "my-base"}, "DATA_DIR=DIR BASE=my-base"),
         (
             "emodb-loso-paper",
             {"protocol": {"name": "loso", "speaker_disjoint": False}},
@@ -179,16 +175,27 @@ def test_references_alone_are_a_table(tmp_path):
     ],
 )
 def test_the_command_says_what_is_not_default(folder, changed, said):
-    command = make_command(Path(folder), summary({"plain": 1}, **changed), {"mixed_precision": "no"}, {"processes": 1})
+    command = make_command(Path(folder), summary({"plain": 1}, **changed), {"mixed_precision": "no"})
     assert command.endswith(said)
 
 
 def test_the_command_repeats_settings():
     settings = {"seed": 3, "max_train_steps": None, "mixed_precision": "bf16"}
     made = summary({"residual_adapter_source": 5})
-    command = make_command(Path("emodb-loso-paper"), made, settings, {"processes": 4}, protocol_seed=2)
+    command = make_command(Path("emodb-loso-paper"), made, settings, protocol_seed=2)
     assert "bn_only,residual_adapter_source RUNS=5" in command
-    assert "ACCELERATE='--mixed_precision bf16 --num_processes 4' CV_FLAGS='--seed 3 --protocol_seed 2'" in command
+    assert "ACCELERATE='--mixed_precision bf16' CV_FLAGS='--seed 3 --protocol_seed 2'" in command
+
+
+def test_the_command_says_where_recipe_and_bases_are():
+    sources = {"recipe": "mine/plus.yaml", "adapter": "out/base", "plain": "hub_cards/s2e-resnet20-plain"}
+    sources |= {"recipe_changes": {"lr_drop_epochs": [2, 3], "weight_decay": 0.0, "random_crop": False}}
+    settings = {"sources": sources, "gradient_accumulation_steps": 2}
+    made = summary({"plain": 1}, recipe="plus-changed")
+    command = make_command(Path("emodb-loso-plus-changed"), made, settings)
+    assert "RECIPE=mine/plus.yaml BASE=out/base CV_FLAGS=" in command
+    flags = "--gradient_accumulation_steps 2 --lr_drop_epochs 2 3 --weight_decay 0.0 --random_crop False"
+    assert f"CV_FLAGS='{flags}'" in command
 
 
 def test_folds_that_share_a_training_are_counted_apart(tmp_path):

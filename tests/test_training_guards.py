@@ -164,7 +164,7 @@ def test_alone_or_not_the_last_batches_of_an_epoch_are_learned_from(work):
         ("learning_rate: .nan", "learning_rate is nan, but must be a number"),
         ("alpha_learning_rate: [0.1]", "alpha_learning_rate is [0.1], but must be a number, 0 or more"),
         ("momentum: 1", "momentum is 1, but must be a number, between 0 and 1"),
-        ("mixup: 2.0", "mixup is 2.0, but must be a number, from 0 to 1"),
+        ("mixup: -2.0", "mixup is -2.0, but must be a number, 0 or more"),
         ("speed_perturbation: 1.0", "speed_perturbation is 1.0, but must be"),
         ("balance_classes: 3", "balance_classes is 3, but must be true or false"),
         ("noise_snr: [5]", "noise_snr is [5], but must be a number, of any size"),
@@ -181,7 +181,7 @@ def test_a_setting_that_cannot_be_meant_is_named_in_one_line(tmp_path, capsys, s
     assert stopped.value.code == 2 and said in errors and len(errors.splitlines()) == 1
 
 
-@pytest.mark.parametrize("flags", [["--mixup", "2"], ["--learning_rate", "-1"], ["--num_train_epochs", "0"]])
+@pytest.mark.parametrize("flags", [["--mixup", "-2"], ["--learning_rate", "-1"], ["--num_train_epochs", "0"]])
 def test_so_is_one_of_the_command_line(capsys, flags):
     with pytest.raises(SystemExit):
         parse_arguments(RepoArguments, {}, flags)

@@ -25,6 +25,7 @@ from hf_s2e.training.repo import check_output, find_namespace, push_to_hub, writ
 from hf_s2e.training.script import (
     RepoArguments,
     checkpoint_folder,
+    domain_of,
     draw,
     find_checkpoint,
     make_accelerator,
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset, store = read_corpus(accelerator, args)
     training, testing = split_speakers(dataset, args.eval_speakers)
     training = draw(training, args.max_train_samples, args.seed)
-    labels, name = dataset.features["label"].names, args.adapter_name or args.corpus
+    labels, name = dataset.features["label"].names, args.adapter_name or domain_of(args.corpus)
     revision = {"revision": args.model_revision} if args.model_revision else {}
     with readable_errors():
         model = build_model(args.method, args.model_name_or_path, name, labels, recipe, **revision)

@@ -6,9 +6,10 @@
 
 Each fold-run is kept in OUT/folds when it is finished, and the processes share them out; started again, the
 job goes on with those that are missing. OUT/settings.json guards the folder: another corpus, protocol, recipe
-or base is refused, further methods and runs are added. With `--candidates a.yaml,b.yaml` each fold chooses its
-recipe by the UA on validation speakers, without its test speakers; those runs are kept in OUT/inner.
-OUT/audit.json says what a model may score by without hearing the emotion.
+or base is refused, further methods and runs are added, and the tables show all that are whole. With
+`--candidates a.yaml,b.yaml` each fold chooses its recipe by the UA on validation speakers, without its test
+speakers; those runs are kept in OUT/inner. OUT/audit.json says what a model may score by without hearing the
+emotion.
 """
 
 import hashlib
@@ -23,8 +24,9 @@ from accelerate.utils import set_seed
 
 from hf_s2e.adapter_files_s2e import tensors_sha256
 from hf_s2e.audit import audit
-from hf_s2e.protocols import Protocol, choice_protocol, make_protocol
+from hf_s2e.protocols import Protocol, choice_protocol
 from hf_s2e.reports import latex_table, markdown_table, summarize
+from hf_s2e.results import finished_folds
 from hf_s2e.training.engine import predict, train
 from hf_s2e.training.fold_runs import (
     Job,
@@ -38,7 +40,9 @@ from hf_s2e.training.fold_runs import (
 from hf_s2e.training.methods import METHODS, build_model
 from hf_s2e.training.recipe import Recipe, read_recipe
 from hf_s2e.training.script import (
+    ProtocolArguments,
     RunArguments,
+    domain_of,
     draw,
     environment,
     make_accelerator,
@@ -46,6 +50,7 @@ from hf_s2e.training.script import (
     parse_arguments,
     prediction_table,
     read_corpus,
+    read_protocol,
     readable_errors,
     split_names,
     write_json,
@@ -53,11 +58,8 @@ from hf_s2e.training.script import (
 
 
 @dataclass
-class Arguments(RunArguments):
+class Arguments(RunArguments, ProtocolArguments):
     methods: str = field(default="plain,fine_tune,residual_adapter", metadata={"help": ", ".join(METHODS)})
-    protocol: str = field(default="loso", metadata={"help": "loso, 5fold, emobox6, session or split"})
-    protocol_seed: int = 0
-    no_speaker_ids: bool = field(default=False, metadata={"help": "accept a split that may share speakers"})
     runs: int = 5
     model_name_or_path: str | None = field(default=None, metadata={"help": "the base with adapters"})
     plain_model_name_or_path: str | None = field(default=None, metadata={"help": "the plain base"})
@@ -94,12 +96,28 @@ def base_of(method: str, args: Arguments) -> str | None:
     return args.model_name_or_path if METHODS[method].base == "adapter" else args.plain_model_name_or_path
 
 
-def check_settings(folder: Path, settings: dict, starts: dict[str, dict]) -> None:
+def published(place: str | None) -> str | None:
+    """A path from here, as results may be published; a Hub id as it is."""
+    return os.path.relpath(place) if place and Path(place).exists() else place
+
+
+def sources_of(args: Arguments, recipe: Recipe) -> dict:
+    """Where recipe and bases were found, and what flags changed: for the command that makes it."""
+    given = Recipe(**read_recipe(args.recipe)) if args.recipe else Recipe()
+    changes = {name: value for name, value in asdict(recipe).items() if value != getattr(given, name)}
+    places = {"recipe": args.recipe, "adapter": args.model_name_or_path, "plain": args.plain_model_name_or_path}
+    noted = {name: published(place) for name, place in places.items() if place} | {"recipe_changes": changes}
+    others = {name: getattr(args, name) for name in ("recipe_name", "corpus_options")}
+    return noted | {name: value for name, value in others.items() if value not in (None, "{}")}
+
+
+def check_settings(folder: Path, settings: dict, starts: dict[str, dict], sources: dict) -> None:
     """Write what all results in the folder share; where there are some, compare it, and add further methods.
 
     Args:
         settings: the same for every method.
         starts: for each method, the network that it starts from.
+        sources: what is noted and not compared.
 
     Raises:
         SystemExit: the folder holds results made with other settings; the message says which differ.
@@ -113,18 +131,27 @@ def check_settings(folder: Path, settings: dict, starts: dict[str, dict]) -> Non
         raise SystemExit(f"{folder} holds results with another {', '.join(wrong)}: choose another --output_dir")
     if differing:
         found = {"starts": {}}
-    write_json(file, {**settings, "starts": {**found["starts"], **starts}})
+    noted = {"starts": {**found["starts"], **starts}, "sources": {**found.get("sources", {}), **sources}}
+    write_json(file, {**settings, **noted})
+
+
+def starts_by_name(folder: Path) -> dict:
+    """What each method starts from, and the base with adapters, or else the plain one, by name."""
+    bases = json.loads((folder / "settings.json").read_text())["sources"]
+    names = {kind: Path(bases[kind]).name for kind in ("adapter", "plain") if kind in bases}
+    starts = {name: "random weights" if one.from_scratch else names.get(one.base) for name, one in METHODS.items()}
+    return {"base": next(iter(names.values()), None), "starts": starts}
 
 
 def start_of(method: str, args: Arguments, labels: list[str], recipe: Recipe) -> dict:
     """What identifies the network that a method starts from: all its tensors, and its front end."""
     set_seed(args.seed)
     with readable_errors():
-        model = build_model(method, base_of(method, args), args.corpus, labels, recipe)
+        model = build_model(method, base_of(method, args), domain_of(args.corpus), labels, recipe)
     return {"tensors": tensors_sha256(model.state_dict()), "front_end": model.config.front_end}
 
 
-def guard(folder: Path, accelerator, dataset, store, protocol: Protocol, args: Arguments, recipes) -> None:
+def guard(folder: Path, accelerator, dataset, store, protocol: Protocol, args: Arguments, recipes, sources) -> None:
     """Build every network once, so that what cannot be built is refused now; then note what is common to all."""
     classes, choosing = dataset.features["label"].names, bool(args.candidates)
     starts = {
@@ -141,12 +168,10 @@ def guard(folder: Path, accelerator, dataset, store, protocol: Protocol, args: A
     if choosing:
         settings["candidates"] = list(recipes)  # of equals the first is taken
     (folder / "folds").mkdir(parents=True, exist_ok=True)
-    check_settings(folder, settings, starts)
+    check_settings(folder, settings, starts, sources)
     protocol.save(folder / "protocol.json")
     if not (folder / "audit.json").is_file():  # what the numbers may be due to; cards sum it up
         write_json(folder / "audit.json", audit(dataset, protocol=protocol))
-    if not args.report_only:
-        write_json(folder / "environment.json", environment(accelerator))
 
 
 def run_job(job: Job, accelerator, dataset, store, protocol: Protocol, args: Arguments, recipes) -> tuple:
@@ -155,7 +180,7 @@ def run_job(job: Job, accelerator, dataset, store, protocol: Protocol, args: Arg
     names = dataset.features["label"].names
     seed = args.seed + 1000 * job.run
     set_seed(seed)
-    model = build_model(job.method, base_of(job.method, args), args.corpus, names, recipe)
+    model = build_model(job.method, base_of(job.method, args), domain_of(args.corpus), names, recipe)
     training = draw(protocol.indices(dataset, job.folds[0])[0], args.max_train_samples, args.seed)
     history = train(
         accelerator,
@@ -176,15 +201,19 @@ def run_job(job: Job, accelerator, dataset, store, protocol: Protocol, args: Arg
         where = {"run": job.run, "fold": fold.name, "method": job.method}
         rows.append(prediction_table(dataset, tested, posteriors, **where))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return pd.concat(rows), {"trained_parameters": trained, "recipe": job.recipe, "history": history}
+    facts = {"trained_parameters": trained, "recipe": job.recipe, "history": history}
+    return pd.concat(rows), facts | {"environment": environment(accelerator)}
 
 
-def write_report(folder: Path, predictions: pd.DataFrame, **facts) -> str:
+def write_report(folder: Path, predictions: pd.DataFrame, protocol: Protocol, **facts) -> str:
     """predictions.parquet, summary.json, the tables and, where matplotlib is there, the plots."""
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     known = folder / "references.json"  # written by benchmarks/references.py
-    references = json.loads(known.read_text()) if known.is_file() else None
-    summary = summarize(predictions, references=references, **facts)
+    references = json.loads(known.read_text()) if known.is_file() else {}
+    if stale := [name for name, one in references.items() if one.get("protocol", protocol.hash) != protocol.hash]:
+        print(f"references measured under another protocol, left out: {', '.join(stale)}")
+    references = {name: one for name, one in references.items() if name not in stale}
+    summary = summarize(predictions, protocol=protocol, references=references, **facts)
     write_json(folder / "summary.json", summary)
     (folder / "table.md").write_text(markdown_table(summary), encoding="utf-8")
     (folder / "table.tex").write_text(latex_table(summary), encoding="utf-8")
@@ -210,16 +239,10 @@ def main(argv: list[str] | None = None) -> None:
     if not methods or args.runs < 1:
         raise SystemExit(f"--methods {args.methods} --runs {args.runs}: at least one of each is needed")
     with readable_errors():
-        protocol = make_protocol(
-            args.protocol,
-            dataset,
-            corpus=args.corpus,
-            seed=args.protocol_seed,
-            speaker_disjoint=not args.no_speaker_ids,
-        )
+        protocol = read_protocol(args, dataset)
         inner = choice_protocol(protocol, dataset) if args.candidates else None
     if accelerator.is_main_process:
-        guard(folder, accelerator, dataset, store, protocol, args, recipes)
+        guard(folder, accelerator, dataset, store, protocol, args, recipes, sources_of(args, recipe))
     accelerator.wait_for_everyone()
 
     def finish(jobs: list[Job], protocol: Protocol, what: str) -> None:
@@ -227,28 +250,30 @@ def main(argv: list[str] | None = None) -> None:
             of_all = (accelerator, dataset, store, protocol, args, recipes)
             finish_jobs(jobs, accelerator, lambda job: run_job(job, *of_all), what)
 
+    before = finished_folds(folder, protocol)
+    known = list(dict.fromkeys([*methods, *(method for method, _ in before)]))
+    runs = max([args.runs, *(run + 1 for _, run in before)])
     choice, recipe_of = None, next(iter(recipes))
     if inner:
-        choosing = list_choice_jobs(methods, inner, recipes, folder / "inner")
-        finish(choosing, inner, "runs that choose a recipe")
-        files = [os.path.relpath(file) for file in split_names(args.candidates)]  # results may be published
+        finish(list_choice_jobs(methods, inner, recipes, folder / "inner"), inner, "runs that choose a recipe")
+        choosing = list_choice_jobs(known, inner, recipes, folder / "inner")
+        files = [published(file) for file in split_names(args.candidates)]
         choice = choose_recipes(choosing, len(classes)) | {"files": files}
         recipe_of = choice["chosen"]
-    jobs = list_jobs(methods, protocol, args.runs, recipe_of, folder / "folds")
+    known_jobs = list_jobs(known, protocol, runs, recipe_of, folder / "folds")
     if choice:
-        refuse_other_recipes(jobs)
-    finish(jobs, protocol, "fold-runs")
+        refuse_other_recipes(known_jobs)
+    finish(list_jobs(methods, protocol, args.runs, recipe_of, folder / "folds"), protocol, "fold-runs")
     if accelerator.is_main_process:
-        predictions, trained = collect(jobs)
-        base = args.model_name_or_path or args.plain_model_name_or_path
+        predictions, trained = collect(known_jobs)
         print(
             write_report(
                 folder,
                 predictions,
+                protocol,
                 corpus=args.corpus,
-                protocol=protocol,
                 recipe=args.recipe_name or ("chosen" if choice else recipe_of),
-                base=base and Path(base).name,
+                **starts_by_name(folder),
                 classes=classes,
                 trained_parameters=trained,
                 choice=choice,

@@ -1,11 +1,11 @@
-"""Everything that docs/results.md should show, in the order of its worth: what `make experiments` runs.
+"""The paper's comparison, other bases, and the choice among recipes, most telling first: `make experiments`.
 
     python training/experiments.py --data_dir DATA [--accelerate='FLAGS'] [--only emodb,plus] [--dry_run]
 
 DATA holds the corpora as folders `emodb`, `ravdess` and `speechocean762`, and, for the stronger base, `more_speakers`
-(with a metadata.csv of file_name and speaker). Each step is one command; what is finished is kept, so that it can
-be stopped at any time and started again. Hours on a GPU; on a CPU one leave-one-speaker-out run of EmoDB takes
-most of a day.
+(with a metadata.csv of file_name and speaker). What is finished is kept, so that it can be stopped at any time and
+started again. Hours on a GPU; on two cores one method takes two to three hours for one leave-one-speaker-out run of
+EmoDB, and everything many days.
 """
 
 import argparse
@@ -71,8 +71,8 @@ def experiments() -> dict[str, list[list[str]]]:
 
 
 def finished(command: list[str]) -> bool:
-    """A base is trained once; results.py finds out by itself what is missing."""
-    return command[0] == "pretrain.py" and (ROOT / command[-1] / "model.safetensors").is_file()
+    """A base is trained once, its card is written last; results.py finds out by itself what is missing."""
+    return command[0] == "pretrain.py" and (ROOT / command[-1] / "README.md").is_file()
 
 
 def complete(command: list[str], args: argparse.Namespace) -> list[str]:

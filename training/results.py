@@ -18,7 +18,8 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from hf_s2e.results import TABLE_METHODS, TABLE_RUNS, default_protocol, folder_name
-from hf_s2e.training.script import CorpusArguments, split_names
+from hf_s2e.training.recipe import Recipe
+from hf_s2e.training.script import ProtocolArguments, split_names
 
 ROOT = Path(__file__).resolve().parents[1]
 # few voices and few steps: every file of a result in a minute or two on two cores, and no result
@@ -28,10 +29,8 @@ TOY_FLAGS = ["--max_train_steps", "4", "--per_device_train_batch_size", "16", "-
 
 
 @dataclass
-class Arguments(CorpusArguments):
+class Arguments(ProtocolArguments):
     protocol: str | None = field(default=None, metadata={"help": "by default emobox6 for ravdess, else loso"})
-    protocol_seed: int = 0
-    no_speaker_ids: bool = field(default=False, metadata={"help": "accept a split that may share speakers"})
     methods: str | None = field(default=None, metadata={"help": "by default all six of the table"})
     runs: int | None = field(default=None, metadata={"help": f"by default {TABLE_RUNS}"})
     recipe: str | None = field(default=None, metadata={"help": "a YAML file; by default the paper's settings"})
@@ -53,6 +52,11 @@ def set_defaults(args: Arguments, rest: list[str]) -> list[str]:
     recipe = Path(args.recipe).stem if args.recipe else "few-steps" if toy else "paper"
     if any(flag.startswith("--candidates") for flag in rest):
         recipe = "chosen"
+    named = {flag.lstrip("-").partition("=")[0] for flag in rest if flag.startswith("--")}
+    if (changed := named & {setting.name for setting in fields(Recipe)}) and not (args.out or toy):
+        raise SystemExit(
+            f"--{', --'.join(sorted(changed))}: another recipe than {recipe}, so give --out a folder for it"
+        )
     name = folder_name(args.corpus, args.protocol, recipe, split_names(args.labels or ""))
     args.out = args.out or str(ROOT / ("out" if toy else "results") / name)
     if toy and args.corpus_options == "{}":
@@ -64,6 +68,12 @@ def flags(**values) -> list[str]:
     """`--name value` for what is set, `--name` for what is True."""
     pairs = [[f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in values.items() if value]
     return [part for pair in pairs for part in pair]
+
+
+def without(command: list[str], flag: str) -> list[str]:
+    """A command line less a flag and its value."""
+    at = command.index(flag) if flag in command else len(command)
+    return command[:at] + command[at + 2 :]
 
 
 def missing_for_references() -> str | None:
@@ -88,8 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     # accelerate gives a process one thread, unless told otherwise
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
-    shared = [one.name for one in fields(CorpusArguments)] + ["protocol", "protocol_seed", "no_speaker_ids"]
-    corpus = flags(**{name: getattr(args, name) for name in shared}, output_dir=args.out)
+    corpus = flags(**{one.name: getattr(args, one.name) for one in fields(ProtocolArguments)}, output_dir=args.out)
     # --quiet: of a failure, the script's own message
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *shlex.split(args.accelerate)]
     bases = {"model_name_or_path": args.base, "plain_model_name_or_path": args.plain_base}
@@ -101,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     if missing:
         print(f"The references were left out: {missing}", flush=True)
     else:
-        run(sys.executable, str(ROOT / "benchmarks/references.py"), *corpus)
+        run(sys.executable, str(ROOT / "benchmarks/references.py"), *without(corpus, "--decode"))
         run(*validate, "--report_only")
 
     results = ROOT / "results"

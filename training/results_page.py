@@ -3,8 +3,8 @@
     python training/results_page.py [--results results] [--output docs/results.md]
 
 A folder is shown if it holds summary.json (training/cross_validate.py) or, alone, references.json
-(benchmarks/references.py); what else there is of audit.json, environment.json, settings.json, protocol.json,
-folds/ and the plots adds to it, and what was not run is said.
+(benchmarks/references.py); what else there is of audit.json, settings.json, protocol.json, folds/ and the plots
+adds to it, and what was not run is said.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hf_s2e.protocols import Protocol
-from hf_s2e.reports import AUDIT_ACCURACIES, markdown_table, origin
-from hf_s2e.results import TABLE_METHODS, TABLE_RUNS, finished_folds, make_command
+from hf_s2e.reports import markdown_table, origin, without_hearing
+from hf_s2e.results import TABLE_METHODS, TABLE_RUNS, environments, finished_folds, make_command
 from hf_s2e.training.script import readable_errors
 
 HEAD = """\
@@ -36,7 +36,7 @@ LIMITS = {"max_train_steps": "batches", "max_train_samples": "utterances"}
 def read_folder(folder: Path) -> dict:
     """The files of a result by their names; those that are missing are None."""
     content = {"folder": folder, "protocol": None}
-    for name in ("summary", "references", "audit", "environment", "settings"):
+    for name in ("summary", "references", "audit", "settings"):
         file = folder / f"{name}.json"
         content[name] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if (folder / "protocol.json").is_file():
@@ -102,10 +102,10 @@ def section(one: dict, link: str) -> Iterator[str]:
     yield from plots(summary, folder, here)
     if one["audit"]:
         yield audit(one["audit"], here) + "\n"
-    if one["environment"]:
-        yield ran_on(one["environment"]) + "\n"
+    if ran := environments(folder):
+        yield f"Trained on: {'; '.join(ran_on(*each) for each in ran)}.\n"
     yield "This command makes it, where DIR holds the corpus, and goes on where a run stopped:\n"
-    yield f"```bash\n{make_command(folder, summary, one['settings'] or {}, one['environment'] or {}, seed)}\n```\n"
+    yield f"```bash\n{make_command(folder, summary, one['settings'] or {}, seed)}\n```\n"
     yield "Not run:\n"
     yield from (f"- {line}" for line in [*not_run(one)] or [f"nothing; every method has {TABLE_RUNS} runs or more"])
     yield ""
@@ -125,20 +125,18 @@ def audit(report: dict, here: str) -> str:
     counts, findings = report["counts"], report["findings"]
     found = "; ".join(f"{one['severity']}, {one['kind']}: {one['message']}" for one in findings) or "nothing"
     text = f"[The audit]({here}/audit.json) of the corpus found {found}."
-    alone = [f"{counts[key]:.1f} % from {what}" for key, what in AUDIT_ACCURACIES.items() if counts.get(key)]
-    if alone:
+    if alone := without_hearing(counts):
         text += f" UA without hearing the emotion: {'; '.join(alone)} (chance {counts['chance_ua']:.1f} %)."
     return text
 
 
-def ran_on(environment: dict) -> str:
-    processes = environment.get("processes", 1)
-    parts = [environment.get("device"), f"{processes} process{'es' * (processes > 1)}"]
-    if precision := environment.get("mixed_precision"):
-        parts.append("float32" if precision == "no" else f"mixed precision {precision}")
-    parts += [f"{name} {environment[name]}" for name in PACKAGES if environment.get(name)]
-    parts += [f"revision {environment['git_revision'][:12]}"] if environment.get("git_revision") else []
-    return f"Last run on: {', '.join(part for part in [*parts, environment.get('date')] if part)}."
+def ran_on(environment: dict, count: int) -> str:
+    precision, revision = environment["mixed_precision"], environment["git_revision"] or "not known"
+    parts = [environment["device"], "float32" if precision == "no" else f"mixed precision {precision}"]
+    parts += [f"{name} {environment[name]}" for name in PACKAGES]
+    revision = revision[:12] if len(revision) == 40 else revision
+    parts += [f"revision {revision}{' with changes' * bool(environment['git_changed'])}"]
+    return f"{count} fold-run{'s' * (count > 1)} on {', '.join(parts)}"
 
 
 def not_run(one: dict) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Listing folders and reading tables, with the traps of copied corpora in mind (standard library only)."""
+"""Listing folders and reading tables, with the traps of copied corpora in mind."""
 
 import csv
 import hashlib
@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-AUDIO_EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a"})
+from ..audio import AUDIO_EXTENSIONS
+
 SHOWN = 5  # how many offending files or lines a message names
 
 

@@ -85,10 +85,9 @@ def _rename(dataset: datasets.Dataset, columns: dict[str, str]) -> datasets.Data
         dataset = dataset.remove_columns("label") if "label" in dataset.column_names else dataset
         dataset = dataset.add_column("label", speakers)
         columns = columns | {"label": "label"}
-    for ours, theirs in columns.items():
-        if ours != theirs and theirs in dataset.column_names:
-            dataset = dataset.remove_columns(ours) if ours in dataset.column_names else dataset
-            dataset = dataset.rename_column(theirs, ours)
+    renamed = {theirs: ours for ours, theirs in columns.items() if ours != theirs and theirs in dataset.column_names}
+    hidden = {ours for ours in renamed.values() if ours in dataset.column_names} - set(renamed)
+    dataset = dataset.remove_columns(sorted(hidden)).rename_columns(renamed)  # together: names may change places
     dataset = dataset.cast_column("audio", datasets.Audio(decode=False))
     return dataset.cast_column("speaker", datasets.Value("string"))
 

@@ -1,5 +1,6 @@
 """Augmentation in the batch, on the accelerator; every kind is off in the paper's recipe."""
 
+import numpy as np
 import torch
 
 from .recipe import Recipe
@@ -17,7 +18,7 @@ class Augment:
     """
 
     def __init__(self, recipe: Recipe, seed: int, device: torch.device):
-        self.recipe, self.device = recipe, device
+        self.recipe, self.seed, self.device = recipe, seed, device
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
@@ -61,18 +62,8 @@ class Augment:
 
     def mix(self, spectrograms: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mixup: each segment and its target with another's, in a proportion from Beta(mixup, mixup)."""
-        share = _beta(self.recipe.mixup, len(targets), self.generator, self.device)
+        share = np.random.default_rng(self.seed).beta(self.recipe.mixup, self.recipe.mixup, len(targets))
+        share = torch.from_numpy(share).to(spectrograms)
         other = torch.randperm(len(targets), generator=self.generator, device=self.device)
         mixed = share[:, None, None] * spectrograms + (1 - share[:, None, None]) * spectrograms[other]
         return mixed, share[:, None] * targets + (1 - share[:, None]) * targets[other]
-
-
-def _beta(concentration: float, count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
-    """Beta(c, c) for c <= 1 by Johnk's rejection method, with the step's own generator."""
-    shape, accepted = (64, count), torch.full((count,), 0.5, device=device)
-    x = torch.rand(shape, generator=generator, device=device) ** (1 / concentration)
-    y = torch.rand(shape, generator=generator, device=device) ** (1 / concentration)
-    good = (x + y <= 1) & (x + y > 0)
-    first = good.float().argmax(dim=0, keepdim=True)
-    share = (x / (x + y)).gather(0, first)[0]
-    return torch.where(good.any(dim=0), share, accepted)

@@ -178,12 +178,12 @@ def train(
     spectrograms = Spectrograms(task, recipe, accelerator.device)
     total = recipe.num_train_epochs * len(loader)
     total = total if max_train_steps is None else min(total, max_train_steps)
-    run = _Run(accelerator, wrapped, optimizer, scheduler, spectrograms, recipe, seed, model.config.num_labels)
+    run = _Run(accelerator, wrapped, optimizer, scheduler, spectrograms, recipe, seed, model.config.num_labels, alone)
     checkpoints = Checkpoints(accelerator, checkpoint_dir, checkpointing_steps, settings)
     done = {} if resume_from is None else checkpoints.load(resume_from)
     run.step = done.get("step", 0)
     try:
-        history = _loop(run, loader, sampler, total, checkpoints, description, done, on_epoch, alone)
+        history = _loop(run, loader, sampler, total, checkpoints, description, done, on_epoch)
     except AudioError as error:  # from a worker with its traceback, of which the last line says it
         raise TrainingError(f"{str(error).splitlines()[-1]} {checkpoints.last_good()}") from error
     _check_finite(model, total, checkpoints.last_good())
@@ -205,11 +205,13 @@ class _Run:
     recipe: Recipe
     seed: int
     num_classes: int
+    alone: bool
     step: int = 0
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimiser step; the loss and the number of segments recognised, still on the device."""
-        seed = (self.seed * 1_000_003 + self.step) * 1009 + self.accelerator.process_index
+        share = 0 if self.alone else self.accelerator.process_index  # alone, whichever process it is draws the same
+        seed = (self.seed * 1_000_003 + self.step) * 1009 + share
         augment = Augment(self.recipe, seed, self.accelerator.device)
         labels = batch["labels"].to(self.accelerator.device, non_blocking=True)
         inputs = self.spectrograms(batch["utterance"], batch["start"], augment, batch.get("waves"))
@@ -237,7 +239,6 @@ def _loop(
     description: str,
     done: dict,
     on_epoch,
-    alone: bool,
 ) -> list[dict]:
     """Train until `total` steps; `done` is what a checkpoint says of those before."""
     from tqdm import tqdm
@@ -256,7 +257,7 @@ def _loop(
         sampler.epoch, batches_done = divmod(run.step, len(loader))
         loader.dataset.epoch = sampler.epoch
         rate = run.scheduler.base_lrs[0] * run.scheduler.lr_lambdas[0](run.step - batches_done)
-        meter, before = Meter(bar, run.accelerator, alone, before), None
+        meter, before = Meter(bar, run.accelerator, run.alone, before), None
         for batch in skip_first_batches(loader, batches_done) if batches_done else loader:
             meter.update(*run.train_step(batch), len(batch["labels"]))
             bar.update()

@@ -19,7 +19,6 @@ _RANGES = {  # of the numbers that are not just 0 or more
     "momentum": ("between 0 and 1", lambda value: 0 < value < 1),  # Nesterov's takes none of the ends
     "label_smoothing": ("from 0 to 1", lambda value: 0 <= value <= 1),
     "speed_perturbation": ("0 or more and less than 1", lambda value: 0 <= value < 1),
-    "mixup": ("from 0 to 1", lambda value: 0 <= value <= 1),  # as augment.py draws it
     "noise_snr": ("of any size", lambda value: True),
 }
 _CHOICES = {"lr_scheduler_type": SCHEDULES, "pooling": POOLINGS}
@@ -168,6 +167,6 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_e
             epoch = step // steps_per_epoch + 1
             return 0.1 ** sum(epoch >= drop for drop in recipe.lr_drop_epochs)
         progress = min(1.0, (step - warmup) / max(1, total - warmup))
-        return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
     return LambdaLR(optimizer, factor)

@@ -7,6 +7,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from ..adapter_files_s2e import ADAPTER_WEIGHTS
 from ..cards import BASE_WEIGHTS, write_card, write_training
 from ..modeling_s2e import S2EForAudioClassification
@@ -59,7 +61,7 @@ def write_facts(args: RepoArguments, recipe: Recipe, dataset, store: WaveStore, 
         rows: of the utterances that were trained on.
         **facts: further fields of training.json, see hf_s2e.cards.
     """
-    training = {"corpora": _corpora(args, dataset, store, rows), "settings": _settings(recipe), **facts}
+    training = {"corpora": _corpora(args, dataset, store, rows), "settings": _settings(args, recipe), **facts}
     write_training(args.output_dir, training)
     write_card(args.output_dir)
 
@@ -84,7 +86,7 @@ def _corpora(args: RepoArguments, dataset, store: WaveStore, rows: Sequence[int]
     ]
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def _settings(args: RepoArguments, recipe: Recipe) -> dict[str, Any]:
     """The recipe in words; of what the paper leaves out only what differs from it."""
     drops = " and ".join(map(str, recipe.lr_drop_epochs))
     schedule = f", divided by 10 at epoch {drops}" if drops else ""
@@ -97,6 +99,10 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "weight decay": recipe.weight_decay,
         "batch size": recipe.per_device_train_batch_size,
     }
+    if (parts := PartialState().num_processes * args.gradient_accumulation_steps) > 1:
+        settings["batch size"] = f"{parts} x {recipe.per_device_train_batch_size}"
+    if args.max_train_steps:
+        settings["epochs"] = f"{recipe.num_train_epochs}, but {args.max_train_steps} batches at most"
     named = {*_IN_WORDS, "weight_decay", "per_device_train_batch_size"}
     standard = asdict(Recipe())
     others = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in named}

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from transformers import HfArgumentParser
 
 from ..adapter_files_s2e import S2EAdapterError
 from ..feature_extraction_s2e import S2EFrontEnd
+from ..protocols import Protocol, make_protocol
 from ..utterances import utterance_ids
 from .data import WaveStore
 from .engine import Task
@@ -53,6 +55,15 @@ class CorpusArguments:
             "Without effect with --decode once, which decodes by all cores beforehand"
         },
     )
+
+
+@dataclass
+class ProtocolArguments(CorpusArguments):
+    """What the corpus is divided by."""
+
+    protocol: str = field(default="loso", metadata={"help": "loso, 5fold, emobox6, session or split"})
+    protocol_seed: int = 0
+    no_speaker_ids: bool = field(default=False, metadata={"help": "accept a split that may share speakers"})
 
 
 @dataclass
@@ -217,6 +228,11 @@ def build_store(dataset, accelerator: Accelerator, args: CorpusArguments) -> Wav
     return LazyStore.build(dataset, folder, progress=progress, workers=workers)
 
 
+def domain_of(corpus: str) -> str:
+    """The domain of a corpus: its name, or of `module:Class` what a domain may be called."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", corpus).strip("-_")
+
+
 def split_names(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
@@ -225,6 +241,12 @@ def store_folder(cache_dir: str | None) -> Path:
     from huggingface_hub.constants import HF_HOME
 
     return Path(cache_dir or Path(HF_HOME, "s2e"), "waves")
+
+
+def read_protocol(args: ProtocolArguments, dataset) -> Protocol:
+    """The folds. Raises ValueError where the corpus has not what the protocol needs."""
+    disjoint = not args.no_speaker_ids
+    return make_protocol(args.protocol, dataset, corpus=args.corpus, seed=args.protocol_seed, speaker_disjoint=disjoint)
 
 
 def draw(rows: Sequence[int], count: int | None, seed: int) -> list[int]:
@@ -282,7 +304,8 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
     from .. import __version__
 
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor() or "cpu"
+    used = accelerator.device
+    device = torch.cuda.get_device_name(used) if used.type == "cuda" else platform.processor() or used.type
     return {
         "hf_s2e": __version__,
         "python": platform.python_version(),
