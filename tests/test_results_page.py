@@ -132,7 +132,12 @@ def test_where_it_ran_and_what_the_audit_found(tmp_path):
     environment = {"device": "some GPU", "mixed_precision": "bf16", "git_revision": "a1" * 20, "git_changed": True}
     environment |= dict.fromkeys(["python", "torch", "transformers", "accelerate"], "9.9")
     audit = {"findings": [{"severity": "warning", "kind": "silent", "message": "3 files", "files": []}]}
-    audit["counts"] = {"chance_ua": 50.0, "ua_by_speaker": 50.0, "ua_by_duration": 61.04}
+    audit["counts"] = {
+        "chance_ua": 50.0,
+        "ua_by_speaker": 50.0,
+        "ua_by_duration": 61.04,
+        "sampling_rates": {"8000": 1200},
+    }
     limited = {"mixed_precision": "bf16", "max_train_steps": 7}
     folder = tmp_path / "results" / "emodb-loso-paper"
     write(folder, summary=summary({"plain": 1}), audit=audit, settings=limited)
@@ -143,7 +148,8 @@ def test_where_it_ran_and_what_the_audit_found(tmp_path):
     text = written(tmp_path / "results", tmp_path / "docs" / "page.md")
     versions = "python 9.9, torch 9.9, transformers 9.9, accelerate 9.9"
     assert f"2 fold-runs on some GPU, mixed precision bf16, {versions}, revision a1a1a1a1a1a1 with changes." in text
-    assert "found warning, silent: 3 files." in text and "61.0 % from the duration alone (chance 50.0 %)" in text
+    assert "(1,200 files at 8000 Hz) found warning, silent: 3 files." in text
+    assert "61.0 % from the duration alone (chance 50.0 %)" in text
     assert "no more than chance from the speaker alone" in text
     assert "no training had more than 7 batches" in text
     images = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)

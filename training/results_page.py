@@ -124,7 +124,8 @@ def plots(summary: dict, folder: Path, here: str) -> Iterator[str]:
 def audit(report: dict, here: str) -> str:
     counts, findings = report["counts"], report["findings"]
     found = "; ".join(f"{one['severity']}, {one['kind']}: {one['message']}" for one in findings) or "nothing"
-    text = f"[The audit]({here}/audit.json) of the corpus found {found}."
+    rates = ", ".join(f"{number:,} files at {rate} Hz" for rate, number in counts.get("sampling_rates", {}).items())
+    text = f"[The audit]({here}/audit.json) of the corpus{rates and f' ({rates})'} found {found}."
     if alone := without_hearing(counts):
         text += f" UA without hearing the emotion: {'; '.join(alone)} (chance {counts['chance_ua']:.1f} %)."
     return text
