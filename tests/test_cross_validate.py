@@ -139,7 +139,8 @@ def test_a_killed_job_continues(work, tmp_path, monkeypatch):
     summary = read(tmp_path / "summary.json")
     assert len(summary["paired"]) == 3 and summary["base"] == "adapter"
     assert summary["starts"] == {"plain": "random weights", "residual_adapter": "adapter", "fine_tune": "plain"}
-    assert "started: plain from random weights, residual_adapter from adapter" in (tmp_path / "table.md").read_text()
+    said = "started: plain from random weights, fine_tune from plain, residual_adapter from adapter"
+    assert said in (tmp_path / "table.md").read_text()
     for facts in (tmp_path / "folds").glob("*.json"):
         assert {"device", "torch", "git_revision"} <= set(read(facts)["environment"])
 

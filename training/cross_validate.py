@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
             finish_jobs(jobs, accelerator, lambda job: run_job(job, *of_all), what)
 
     before = finished_folds(folder, protocol)
-    known = list(dict.fromkeys([*methods, *(method for method, _ in before)]))
+    known = [method for method in METHODS if method in methods or method in {one for one, _ in before}]
     runs = max([args.runs, *(run + 1 for _, run in before)])
     choice, recipe_of = None, next(iter(recipes))
     if inner:

@@ -55,7 +55,7 @@ def set_defaults(args: Arguments, rest: list[str]) -> list[str]:
     named = {flag.lstrip("-").partition("=")[0] for flag in rest if flag.startswith("--")}
     if (changed := named & {setting.name for setting in fields(Recipe)}) and not (args.out or toy):
         raise SystemExit(
-            f"--{', --'.join(sorted(changed))}: another recipe than {recipe}, so give --out a folder for it"
+            f"--{', --'.join(sorted(changed))}: not the recipe {recipe}, so --out must name a folder for it"
         )
     name = folder_name(args.corpus, args.protocol, recipe, split_names(args.labels or ""))
     args.out = args.out or str(ROOT / ("out" if toy else "results") / name)
