@@ -22,7 +22,6 @@ products; Resemblyzer imports webrtcvad, which pip builds (a C compiler is neede
 
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -51,6 +50,7 @@ from hf_s2e.training.script import (
     write_json,
 )
 from hf_s2e.utterances import audio_paths, corpus_facts, shuffled
+from hf_s2e.whole import written_whole
 
 C_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 INNER_FOLDS = 5  # groups of training speakers that C is chosen by
@@ -116,10 +116,8 @@ def extract(name: str, store: WaveStore, paths: Sequence[str], folder: Path) -> 
         rows.append(_checked(function, wave, f"{path}: {name}"))
     features, seconds = np.stack(rows), time.perf_counter() - started
     folder.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(f".{os.getpid()}.part")
-    with open(partial, "wb") as file:
+    with written_whole(kept) as partial, open(partial, "wb") as file:
         np.savez(file, features=features, seconds=seconds)
-    os.replace(partial, kept)
     return features, seconds
 
 

@@ -7,7 +7,6 @@ their labels and their speakers, so that a corpus that has changed since is noti
 
 import hashlib
 import json
-import os
 import re
 import warnings
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .utterances import canonical, corpus_facts, corpus_name, few, shuffled
+from .whole import written_whole
 
 # EmoBox's published folds of RAVDESS: the test actors of each
 EMOBOX_RAVDESS = (
@@ -115,9 +115,8 @@ class Protocol:
 
     def save(self, path):
         """Write the JSON file; a killed process leaves the old file or the new one."""
-        partial = Path(f"{path}.partial")
-        partial.write_text(self.to_json() + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        with written_whole(path) as file:
+            file.write_text(self.to_json() + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import datasets
 
+from ..whole import written_whole
 from .base import draw_speakers
 from .files import CorpusError, CorpusWarning, Report
 
@@ -145,7 +146,6 @@ def _to_files(dataset: datasets.Dataset, cache_dir) -> datasets.Dataset:
 def _write_once(path: Path, data: bytes) -> str:
     if not (path.is_file() and path.stat().st_size == len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # a killed run leaves no half of a file
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        with written_whole(path) as file:
+            file.write_bytes(data)
     return str(path)

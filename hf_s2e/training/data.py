@@ -5,7 +5,6 @@ import json
 import math
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from ..audio import AudioError, load_audio
 from ..feature_extraction_s2e import S2EFrontEnd
 from ..utterances import audio_paths
+from ..whole import beside
 
 FULL_SCALE = 32768.0
 MOST_WORKERS = 16
@@ -120,11 +120,6 @@ def corpus_key(paths: Sequence[str]) -> str:
             raise AudioError(f"{path}: cannot be opened ({error.strerror}); the corpus has changed.") from error
         digest.update(f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:24]
-
-
-def beside(path: Path) -> Path:
-    """A name for what is to become `path`, that no process of any machine uses."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
 
 
 def decode(path: str) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Fold-runs of a cross-validation: each is trained, tested and kept by itself, so that none is lost or redone."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import pandas as pd
 
 from ..metrics import scores
 from ..protocols import Fold, Protocol
+from ..whole import written_whole
 from .script import readable_errors, write_json
 
 CHOICE_RULE = (
@@ -50,9 +50,8 @@ class Job:
         """The predictions come last and in one step: where they are, the fold-run is whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.facts, facts)
-        partial = self.predictions.with_suffix(f".{os.getpid()}.part")
-        rows.to_parquet(partial)
-        partial.replace(self.predictions)
+        with written_whole(self.predictions) as file:
+            rows.to_parquet(file)
 
 
 def list_jobs(

@@ -11,7 +11,8 @@ import torch
 
 from ..audio import SAMPLING_RATE, load_audio
 from ..utterances import audio_paths
-from .data import beside, corpus_key, decode, map_files
+from ..whole import written_whole
+from .data import corpus_key, decode, map_files
 
 EXACT_HEADERS = ("WAV", "WAVEX", "FLAC")  # their headers say how many samples there are, others' about how many
 
@@ -38,10 +39,8 @@ class LazyStore:
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             lengths = np.fromiter(map_files(_length, paths, "measuring", progress), np.int64, len(paths))
-            partial = beside(file)
-            with open(partial, "wb") as target:
+            with written_whole(file) as partial, open(partial, "wb") as target:
                 np.save(target, lengths)
-            os.replace(partial, file)
         return cls(dataset, torch.from_numpy(np.load(file)), workers)
 
     def to(self, device: torch.device) -> "LazyStore":

@@ -25,6 +25,7 @@ from ..adapter_files_s2e import S2EAdapterError
 from ..feature_extraction_s2e import S2EFrontEnd
 from ..protocols import Protocol, make_protocol
 from ..utterances import utterance_ids
+from ..whole import written_whole
 from .data import WaveStore
 from .engine import Task
 from .lazy import LazyStore
@@ -356,6 +357,5 @@ def prediction_table(dataset, utterances: Sequence[int], posteriors: np.ndarray,
 
 def write_json(path: Path, content: Any) -> None:
     """In one step: a reader sees the old file or the whole new one."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with written_whole(path) as file:
+        file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
