@@ -20,6 +20,7 @@ from hf_s2e.training import data
 from hf_s2e.training.data import SegmentDataset, ShuffledBatches, WaveStore
 from hf_s2e.training.engine import Spectrograms, predict
 from hf_s2e.training.recipe import Recipe
+from hf_s2e.whole import written_whole
 
 RATE = 16_000
 
@@ -231,3 +232,13 @@ def test_prediction_is_that_of_the_whole_utterance(work, aggregation):
         with torch.no_grad():
             expected = model(**inputs).logits.softmax(-1)[0].numpy()
         assert np.abs(posterior - expected).max() < 1e-4
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    for text in ("old", "new"):
+        with written_whole(tmp_path / "file") as partial:
+            partial.write_text(text)
+    with pytest.raises(OSError), written_whole(tmp_path / "file") as partial:
+        partial.write_text("half")
+        raise OSError("No space left on device")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "new"
