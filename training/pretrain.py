@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hf_s2e import S2EConfig, S2EForAudioClassification
+from hf_s2e import S2EConfig, S2EForAudioClassification, S2EFrontEnd
 from hf_s2e.training.engine import Task, predict, run_segments, train
 from hf_s2e.training.repo import check_output, find_namespace, push_to_hub, write_facts, write_model
 from hf_s2e.training.script import (
@@ -149,7 +149,7 @@ def report(model, dataset, store, split: Split, labels: list[int], device: torch
     result = {"speakers": len(split.speakers), "utterances": len(split.training)}
     result["hours"] = round(float(store.lengths[split.training].sum()) / 16_000 / 3600, 2)
     if split.held_out:
-        task = Task(store, labels, split.held_out, make_task(dataset, store, [], model.config).front_end)
+        task = Task(store, labels, split.held_out, S2EFrontEnd(**model.config.front_end))
         right = predict(model, task, device=device).argmax(axis=1) == np.asarray(labels)[split.held_out]
         result["held_out_accuracy"], result["held_out_utterances"] = float(right.mean()), len(right)
     speakers = list(dataset["speaker"])
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
         history = train(
             accelerator,
             model,
-            Task(store, labels, split.training, make_task(dataset, store, [], model.config).front_end),
+            Task(store, labels, split.training, S2EFrontEnd(**model.config.front_end)),
             recipe,
             seed=args.seed,
             max_train_steps=args.max_train_steps,
