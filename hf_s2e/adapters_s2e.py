@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .adapter_files_s2e import S2EAdapterError, check_adapter_name, check_labels
-from .configuration_s2e import POOLINGS, label_maps
+from .configuration_s2e import MAX_DOMAINS, POOLINGS, label_maps
 
 ADAPTER_INITS = ("zero", "source", "kaiming")
 ADAPTER_PARTS = ("alpha", "bn", "fc")
@@ -211,6 +211,10 @@ class S2EAdapterMixin:
 
     def _attach(self, name: str, spec: dict[str, Any], domain: nn.Module, head: nn.Module | None) -> None:
         """Add a finished domain; nothing of the model has changed before this."""
+        if len(self.config.domains) >= MAX_DOMAINS:
+            raise S2EAdapterError(
+                f"This base has {MAX_DOMAINS} domains, and with more it could not be loaded: delete_adapter() one first."
+            )
         reference = self.base_model.shared.stem.weight
         for module in filter(None, (domain, head)):
             module.requires_grad_(False).eval().to(reference.device, reference.dtype)

@@ -372,3 +372,12 @@ def test_adapters_are_frozen_until_they_are_trained():
     assert not any(p.requires_grad for p in model.s2e.domains["emo"].parameters())
     assert not any(p.requires_grad for p in model.heads["emo"].parameters())
     assert not any(m.training for m in model.s2e.domains["emo"].modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_no_more_adapters_than_could_be_loaded_again(monkeypatch):
+    model = tiny_model()
+    monkeypatch.setattr("hf_s2e.adapters_s2e.MAX_DOMAINS", 2)
+    model.add_adapter("one", labels=["a"])
+    with pytest.raises(S2EAdapterError, match="has 2 domains"):
+        model.add_adapter("two", labels=["a"])
+    assert set(model.config.domains) == {"speaker", "one"} == set(model.s2e.domains)

@@ -201,8 +201,7 @@ def run_job(job: Job, accelerator, dataset, store, protocol: Protocol, args: Arg
         where = {"run": job.run, "fold": fold.name, "method": job.method}
         rows.append(prediction_table(dataset, tested, posteriors, **where))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    facts = {"trained_parameters": trained, "recipe": job.recipe, "history": history}
-    return pd.concat(rows), facts | {"environment": environment(accelerator)}
+    return pd.concat(rows), {"trained_parameters": trained, "recipe": job.recipe, "history": history}
 
 
 def write_report(folder: Path, predictions: pd.DataFrame, protocol: Protocol, **facts) -> str:
@@ -245,10 +244,15 @@ def main(argv: list[str] | None = None) -> None:
         guard(folder, accelerator, dataset, store, protocol, args, recipes, sources_of(args, recipe))
     accelerator.wait_for_everyone()
 
+    made_by = {"environment": environment(accelerator)}  # now: the files may have changed when a fold-run ends
+
     def finish(jobs: list[Job], protocol: Protocol, what: str) -> None:
+        def run_and_sign(job: Job) -> tuple:
+            rows, facts = run_job(job, accelerator, dataset, store, protocol, args, recipes)
+            return rows, facts | made_by
+
         if not args.report_only:
-            of_all = (accelerator, dataset, store, protocol, args, recipes)
-            finish_jobs(jobs, accelerator, lambda job: run_job(job, *of_all), what)
+            finish_jobs(jobs, accelerator, run_and_sign, what)
 
     before = finished_folds(folder, protocol)
     known = [method for method in METHODS if method in methods or method in {one for one, _ in before}]

@@ -70,12 +70,6 @@ def flags(**values) -> list[str]:
     return [part for pair in pairs for part in pair]
 
 
-def without(command: list[str], flag: str) -> list[str]:
-    """A command line less a flag and its value."""
-    at = command.index(flag) if flag in command else len(command)
-    return command[:at] + command[at + 2 :]
-
-
 def missing_for_references() -> str | None:
     """Why the references cannot be run here; None where they can."""
     command = [sys.executable, "-c", "import opensmile, resemblyzer, sklearn"]
@@ -98,11 +92,13 @@ def main(argv: list[str] | None = None) -> None:
     # accelerate gives a process one thread, unless told otherwise
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
-    corpus = flags(**{one.name: getattr(args, one.name) for one in fields(ProtocolArguments)}, output_dir=args.out)
+    shared = {one.name: getattr(args, one.name) for one in fields(ProtocolArguments)}
+    decode = flags(decode=shared.pop("decode"))  # the references need the decoded corpus
+    corpus = flags(**shared, output_dir=args.out)
     # --quiet: of a failure, the script's own message
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *shlex.split(args.accelerate)]
     bases = {"model_name_or_path": args.base, "plain_model_name_or_path": args.plain_base}
-    validate = [*launch, str(ROOT / "training/cross_validate.py"), *corpus]
+    validate = [*launch, str(ROOT / "training/cross_validate.py"), *corpus, *decode]
     validate += [*flags(methods=args.methods, runs=args.runs, recipe=args.recipe, **bases), *rest]
     run(*validate)
 
@@ -110,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     if missing:
         print(f"The references were left out: {missing}", flush=True)
     else:
-        run(sys.executable, str(ROOT / "benchmarks/references.py"), *without(corpus, "--decode"))
+        run(sys.executable, str(ROOT / "benchmarks/references.py"), *corpus)
         run(*validate, "--report_only")
 
     results = ROOT / "results"
