@@ -213,7 +213,7 @@ class S2EAdapterMixin:
         """Add a finished domain; nothing of the model has changed before this."""
         if len(self.config.domains) >= MAX_DOMAINS:
             raise S2EAdapterError(
-                f"This base has {MAX_DOMAINS} domains, and with more it could not be loaded: delete_adapter() one first."
+                f"This base has {MAX_DOMAINS} domains and would not load with more: delete_adapter() one first."
             )
         reference = self.base_model.shared.stem.weight
         for module in filter(None, (domain, head)):
