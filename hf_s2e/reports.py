@@ -310,12 +310,14 @@ def _folds_by_recipe(summary):
 
 
 def _choice_table(summary):
-    """How many folds took each recipe, as lines of markdown."""
-    taken = _folds_by_recipe(summary)
-    yield f"| folds that took | {' | '.join(taken)} |"
+    """How well each recipe did where it was chosen by, and how many folds took it, as lines of markdown."""
+    taken, scored = _folds_by_recipe(summary), summary["choice"]["validation_ua"]
+    yield f"| mean UA on validation speakers, folds that took it | {' | '.join(taken)} |"
     yield "|---" * (len(taken) + 1) + "|"
     for name in summary["choice"]["candidates"]:
-        yield f"| {name} | {' | '.join(str(counts[name]) for counts in taken.values())} |"
+        means = [np.mean([ua[name] for ua in scored[method].values()]) for method in taken]
+        cells = [f"{mean:.2f}, {counts[name]}" for mean, counts in zip(means, taken.values())]
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
 def _choice_in_words(summary):

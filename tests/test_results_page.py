@@ -32,6 +32,14 @@ CHOICE = {
     "candidates": ["paper", "plus"],
     "files": ["paper.yaml", "mine/plus.yaml"],
     "chosen": {"fine_tune": {"a": "paper", "b": "paper", "c": "plus"}, "plain": dict.fromkeys(SPEAKERS, "plus")},
+    "validation_ua": {
+        "fine_tune": {
+            "a": {"paper": 70.0, "plus": 60.0},
+            "b": {"paper": 70.0, "plus": 70.0},
+            "c": {"paper": 50.0, "plus": 80.0},
+        },
+        "plain": {name: {"paper": 50.125, "plus": 60.5} for name in SPEAKERS},
+    },
 }
 
 
@@ -124,7 +132,8 @@ def test_the_choice_of_recipes_is_shown(tmp_path):
     write(tmp_path / "results" / "emodb-loso-chosen", summary=made)
     text = written(tmp_path / "results", tmp_path / "page.md")
     assert CHOICE["rule"] in text
-    assert "| folds that took | fine_tune | plain |\n|---|---|---|\n| paper | 2 | 0 |\n| plus | 1 | 3 |\n" in text
+    head = "| mean UA on validation speakers, folds that took it | fine_tune | plain |\n|---|---|---|\n"
+    assert head + "| paper | 63.33, 2 | 50.12, 0 |\n| plus | 70.00, 1 | 60.50, 3 |\n" in text
     assert "CV_FLAGS='--candidates paper.yaml,mine/plus.yaml'" in text
 
 
