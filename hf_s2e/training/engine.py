@@ -139,39 +139,14 @@ def train(
     """
     if checkpointing_steps:
         refuse_other_checkpoints(checkpoint_dir, resume_from)
-    data = SegmentDataset(
-        task.store,
-        task.labels,
-        task.utterances,
-        task.front_end,
-        random_crop=recipe.random_crop,
-        speed_perturbation=recipe.speed_perturbation,
-        seed=seed,
-    )
-    if not len(data):
-        raise TrainingError("There is nothing to train on: no utterance is left.")
-    sampler = ShuffledBatches(data.labels, recipe.per_device_train_batch_size, seed, balance=recipe.balance_classes)
-    on_gpu = accelerator.device.type == "cuda"
-    loader = _loader(data, accelerator.device, batch_sampler=sampler)
+    loader, sampler = _batches(task, recipe, seed, accelerator.device)
     settings = _settings(accelerator, model, task, recipe, seed)
     frozen = settings["frozen filters"]
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    torch.backends.cudnn.benchmark = on_gpu  # shapes are fixed
+    torch.backends.cudnn.benchmark = accelerator.device.type == "cuda"  # shapes are fixed
     model.to(accelerator.device)
-    optimizer = make_optimizer(model, recipe)
-    if alone:
-        wrapped = _compiled(accelerator, model)
-        optimizer = accelerator.prepare_optimizer(optimizer)
-        # all batches are this process's; accelerate sees the last, at which accumulated gradients are due
-        loader = prepare_data_loader(loader, num_processes=1, process_index=0)
-    else:
-        wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    if not len(loader):
-        raise TrainingError(
-            f"{len(data)} segments make no batch of {sampler.batch_size} for each of the "
-            f"{accelerator.num_processes} processes: lower --per_device_train_batch_size."
-        )
+    wrapped, optimizer, loader = _prepare(accelerator, model, make_optimizer(model, recipe), loader, alone)
     scheduler = make_scheduler(optimizer, recipe, len(loader))
     if not alone:  # a process of many trainings writes no checkpoints
         accelerator.register_for_checkpointing(scheduler)
@@ -193,6 +168,40 @@ def train(
     del run, wrapped, optimizer, scheduler, loader, checkpoints  # DDP must be gone before the processes part
     accelerator.free_memory()
     return history
+
+
+def _batches(task: Task, recipe: Recipe, seed: int, device: torch.device) -> tuple[DataLoader, ShuffledBatches]:
+    """The training segments in batches, and the sampler that shuffles them anew each epoch."""
+    data = SegmentDataset(
+        task.store,
+        task.labels,
+        task.utterances,
+        task.front_end,
+        random_crop=recipe.random_crop,
+        speed_perturbation=recipe.speed_perturbation,
+        seed=seed,
+    )
+    if not len(data):
+        raise TrainingError("There is nothing to train on: no utterance is left.")
+    sampler = ShuffledBatches(data.labels, recipe.per_device_train_batch_size, seed, balance=recipe.balance_classes)
+    return _loader(data, device, batch_sampler=sampler), sampler
+
+
+def _prepare(accelerator: Accelerator, model, optimizer, loader: DataLoader, alone: bool) -> tuple:
+    """Model, optimiser and loader as accelerate runs them: this process's share, or all of it where it is alone."""
+    segments, batch_size = len(loader.dataset), loader.batch_sampler.batch_size
+    if alone:
+        model, optimizer = _compiled(accelerator, model), accelerator.prepare_optimizer(optimizer)
+        # all batches are this process's; accelerate sees the last, at which accumulated gradients are due
+        loader = prepare_data_loader(loader, num_processes=1, process_index=0)
+    else:
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    if not len(loader):
+        raise TrainingError(
+            f"{segments} segments make no batch of {batch_size} for each of the {accelerator.num_processes} "
+            "processes: lower --per_device_train_batch_size."
+        )
+    return model, optimizer, loader
 
 
 @dataclass
