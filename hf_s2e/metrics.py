@@ -13,7 +13,8 @@ import numpy as np
 
 EXACT_SPEAKERS = 14  # up to 2**14 sign patterns the permutation test enumerates them all
 PERMUTATIONS = 10_000  # drawn at random beyond that
-CHUNK = 20_000_000  # bootstrap weights held at a time (80 MB in float32)
+RESAMPLES = 4_000
+CHUNK = 10_000_000  # bootstrap weights held at a time (80 MB)
 
 
 def confusion_matrix(labels, predictions, num_classes):
@@ -72,15 +73,18 @@ def mean_std(values):
     return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else None
 
 
-def bootstrap_ci(labels, predictions, num_classes, speakers=None, *, metric="ua", level=0.95, resamples=2000, seed=0):
-    """Percentile interval (low, high) of UA or WA over new speakers and new utterances.
+def bootstrap_ci(
+    labels, predictions, num_classes, speakers=None, *, metric="ua", level=0.95, resamples=RESAMPLES, seed=0
+):
+    """Interval (low, high) of UA or WA over new speakers.
 
-    Each resample draws speakers with replacement and, for each draw, that speaker's utterances with
-    replacement: utterances of one speaker are alike, so resampling utterances alone gives intervals that are
-    too narrow. Without `speakers` every utterance counts as its own speaker. Several runs are averaged per
-    utterance first (share of the runs in which it is right), so the interval is that of the mean over runs,
-    for the models at hand; the spread of the runs is `mean_std`. A resample without a class averages over the
-    others.
+    Speakers are drawn with replacement, each with all utterances: one speaker's utterances are alike, so
+    drawing utterances gives intervals that are too narrow, and drawing them within the drawn speakers as well
+    gives too wide ones, as their chance is in the speakers' scores already (Davison and Hinkley 1997, section
+    3.8). Few speakers show too little of their spread; the interval is widened as Student's t is for it.
+    Without `speakers`, and with one, the utterances are drawn. Several runs are averaged per utterance first
+    (share of the runs in which it is right), so the interval is that of the mean over runs, for the models at
+    hand; the spread of the runs is `mean_std`. A resample without a class averages over the others.
 
     predictions: (utterances,) or (runs, utterances); speakers: (utterances,) of any hashable ids.
     """
@@ -89,10 +93,11 @@ def bootstrap_ci(labels, predictions, num_classes, speakers=None, *, metric="ua"
         raise ValueError(f"metric {metric!r}: expected 'ua' or 'wa'")
     groups = np.asarray(labels) if metric == "ua" else np.zeros(len(right), int)
     values = _bootstrap(groups, right[:, None], speakers, resamples, seed)
-    return _interval(values[:, 0], level)
+    low, high = _interval(values[:, 0], level)
+    return max(0.0, low), min(1.0, high)
 
 
-def paired_test(labels, predictions_a, predictions_b, num_classes, speakers=None, *, resamples=2000, seed=0):
+def paired_test(labels, predictions_a, predictions_b, num_classes, speakers=None, *, resamples=RESAMPLES, seed=0):
     """Is method a better than method b on the same utterances? A dict with the difference in UA, a minus b.
 
     `ua_diff`: difference of the mean UA over runs; `ci95`: its interval from the bootstrap of `bootstrap_ci`,
@@ -116,10 +121,11 @@ def paired_test(labels, predictions_a, predictions_b, num_classes, speakers=None
     members = _speaker_members(speakers, len(labels))
     by_speaker = np.array([difference[m].sum() for m in members])
     p, kind = _sign_flip(by_speaker, seed)
+    low, high = _interval(values[:, 0] - values[:, 1], 0.95)
     unit = "utterances" if speakers is None else "speakers"
     return {
         "ua_diff": float(difference.sum()),
-        "ci95": list(_interval(values[:, 0] - values[:, 1], 0.95)),
+        "ci95": [max(-1.0, low), min(1.0, high)],
         "p": p,
         "test": f"permutation over {len(members)} {unit}, {kind}",
     }
@@ -164,36 +170,33 @@ def _speaker_members(speakers, size):
 
 
 def _bootstrap(groups, right, speakers, resamples, seed):
-    """Mean over groups of the share that is right, per resample: (resamples, methods).
+    """Mean over groups of the share that is right, per resample of speakers: (resamples, methods).
 
     groups: class of each utterance (utterances,), or zeros for plain accuracy; right: (utterances, methods).
     """
     rng = np.random.default_rng(seed)
     members = _speaker_members(speakers, len(groups))
+    if len(members) == 1:
+        members = _speaker_members(None, len(groups))
     member_of = groups[:, None] == np.unique(groups)  # (utterances, groups)
-    hits_of = [member_of * method[:, None] for method in right.T]
-    counted = np.concatenate([member_of, *hits_of], axis=1).astype(np.float32)
-    values = []
-    step = max(1, CHUNK // len(groups))
-    for start in range(0, resamples, step):
-        weights = _draw(members, len(groups), min(step, resamples - start), rng)
-        sums = (weights @ counted).reshape(len(weights), 1 + right.shape[1], -1)
+    counted = np.stack([member_of, *(member_of * method[:, None] for method in right.T)], axis=1)
+    by_speaker = np.stack([counted[rows].sum(0) for rows in members])  # (speakers, 1 + methods, groups)
+
+    def mean_shares(weights):
+        sums = np.tensordot(weights, by_speaker, axes=1)
         support, hits = sums[:, :1], sums[:, 1:]
-        shares = np.where(support > 0, hits / np.maximum(support, 1), np.nan)
-        values.append(np.nanmean(shares, axis=2))
-    return np.concatenate(values)
+        return np.nanmean(np.where(support > 0, hits / np.maximum(support, 1), np.nan), axis=2)
 
-
-def _draw(members, size, resamples, rng):
-    """How often each utterance is drawn in each resample (resamples, utterances).
-
-    A speaker drawn k times has n utterances drawn with replacement k times over: a multinomial of k n draws.
-    """
-    draws = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
-    weights = np.empty((resamples, size), np.float32)
-    for times, rows in zip(draws.T, members):
-        weights[:, rows] = rng.multinomial(times * len(rows), np.full(len(rows), 1 / len(rows)))
-    return weights
+    count = len(members)
+    estimate = mean_shares(np.ones((1, count)))
+    if count == 1:
+        return np.repeat(estimate, resamples, axis=0)
+    drawn, step = [], max(1, CHUNK // count)
+    for start in range(0, resamples, step):
+        drawn.append(mean_shares(rng.multinomial(count, np.full(count, 1 / count), min(step, resamples - start))))
+    # what makes a normal deviate one of Student's t, and the sample's variance an unbiased one
+    wider = np.sqrt(count / rng.chisquare(count - 1, (resamples, 1)))
+    return estimate + (np.concatenate(drawn) - estimate) * wider
 
 
 def _interval(values, level):

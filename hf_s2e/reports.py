@@ -292,9 +292,7 @@ def started_from(summary):
 
 
 def _about_intervals(summary):
-    units = "utterances (no speaker ids)"
-    if summary["speakers"]:
-        units = "speakers and, within them, utterances"
+    units = {None: "utterances (no speaker ids)", 1: "utterances (of one speaker)"}.get(summary["speakers"], "speakers")
     return (
         "UA and WA in %, pooled over the folds: mean (standard deviation) over the runs. "
         f"Intervals: bootstrap over {units}, for the runs at hand."

@@ -82,17 +82,51 @@ def test_interval_of_independent_utterances_is_the_binomial_one():
     assert (high + low) / 2 == pytest.approx(wa, abs=0.005)
 
 
-def test_interval_widens_with_the_spread_of_speakers_and_covers_the_truth():
-    rng = np.random.default_rng(1)
-    widths, covered = [], 0
-    for _ in range(60):
-        labels, predictions, speakers = _corpus(rng, spread=0.1)
-        low, high = metrics.bootstrap_ci(labels, predictions, 4, speakers, resamples=400)
-        plain = metrics.bootstrap_ci(labels, predictions, 4, resamples=400)
-        widths.append((high - low) / (plain[1] - plain[0]))
+@pytest.mark.parametrize("speakers", [3, 10, 24])
+@pytest.mark.parametrize("spread", [0.0, 0.1])
+def test_the_interval_covers_the_truth_as_often_as_it_says(speakers, spread):
+    rng, covered, trials = np.random.default_rng(1), 0, 400
+    for _ in range(trials):
+        labels, predictions, ids = _corpus(rng, speakers, spread=spread)
+        low, high = metrics.bootstrap_ci(labels, predictions, 4, ids, resamples=1000)
         covered += low <= 0.7 <= high
-    assert np.mean(widths) > 1.5
-    assert covered >= 52  # 95 % of 60 is 57; 52 has a probability under 2 % below it
+    assert 0.92 <= covered / trials <= 0.98  # 0.95 would be outside once in 130 times
+
+
+def test_the_interval_widens_with_the_spread_of_speakers():
+    rng, widths = np.random.default_rng(1), {0.0: [], 0.1: []}
+    for spread, found in widths.items():
+        for _ in range(60):
+            labels, predictions, speakers = _corpus(rng, spread=spread)
+            low, high = metrics.bootstrap_ci(labels, predictions, 4, speakers, resamples=400)
+            plain = metrics.bootstrap_ci(labels, predictions, 4, resamples=400)
+            found.append((high - low) / (plain[1] - plain[0]))
+    assert np.mean(widths[0.0]) == pytest.approx(1, abs=0.12)
+    # a speaker's accuracy has the variance 0.1**2 + 0.7 * 0.3 / 60 instead of 0.7 * 0.3 / 60
+    assert np.mean(widths[0.1]) == pytest.approx(np.sqrt(1 + 0.01 / (0.21 / 60)), rel=0.12)
+
+
+def test_the_interval_of_a_difference_covers_it_as_often_as_it_says():
+    rng, covered, trials = np.random.default_rng(2), 0, 300
+    for _ in range(trials):
+        labels, a, ids = _corpus(rng, 10, spread=0.05)
+        _, b, _ = _corpus(rng, 10, spread=0.05, accuracy=0.6)
+        low, high = metrics.paired_test(labels, a, b, 4, ids, resamples=1000)["ci95"]
+        covered += low <= 0.1 <= high
+    assert 0.91 <= covered / trials <= 0.985
+
+
+def test_one_speaker_is_an_interval_over_utterances():
+    labels, predictions, ids = _corpus(np.random.default_rng(0), speakers=1)
+    alone = metrics.bootstrap_ci(labels, predictions, 4, ids)
+    assert alone == metrics.bootstrap_ci(labels, predictions, 4) and alone[0] < alone[1]
+    assert metrics.bootstrap_ci([0], [0], 2) == (1.0, 1.0)
+
+
+def test_an_interval_ends_where_scores_end():
+    labels = np.array([0, 1] * 3)
+    low, high = metrics.bootstrap_ci(labels, [0, 0, 0, 1, 0, 1], 2, speakers=["x", "x", "y", "y", "z", "z"])
+    assert (low, high) != (0, 1) and 0 <= low < high == 1
 
 
 def test_interval_of_ua_differs_from_wa_when_classes_are_uneven():

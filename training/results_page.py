@@ -24,8 +24,7 @@ HEAD = """\
 
 The speakers of a fold's test part take no part in its training, unless a table says "NOT speaker-disjoint". Scores
 are in percent, the mean (standard deviation) over the runs; an interval says how far a score could move with other
-speakers and utterances, not with other runs, and two rows differ only as far as their paired test says so. *Measured*
-references were run on the same folds, *reported* ones are other people's figures, under conditions that may differ.
+speakers, not with other runs, and two rows differ only as far as their paired test says so. *Measured* references were run on the same folds, *reported* ones are other people's figures, under conditions that may differ.
 No figure here is typed by hand: `python training/results_page.py` writes this page from the files in `results/`, and
 `make results` makes those.
 """
