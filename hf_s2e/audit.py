@@ -234,7 +234,7 @@ def _overlap(facts, folds):
         known = {facts.speakers[row] for row in (*train, *validation)} - {""}
         if shared := known & {facts.speakers[row] for row in test}:
             who = few(sorted(shared))
-            message = f"fold {name!r}: {len(shared)} speakers are in training and test ({who})"
+            message = f"fold {name!r}: {len(shared)} speakers are in training or validation, and in test ({who})"
             tested = [facts.utterances[row] for row in test if facts.speakers[row] in shared]
             findings.append(_finding("speaker_overlap", "error", message, tested))
     return findings
@@ -273,7 +273,8 @@ def _own_split(facts):
     rows = {name: [] for name in ("train", "validation", "test")}
     for row, split in enumerate(facts.splits or ()):
         rows.setdefault(split, []).append(row)
-    return [(part, rows["train"], [], rows[part]) for part in ("validation", "test") if rows[part]]
+    parts = ("validation", [], rows["validation"]), ("test", rows["validation"], rows["test"])
+    return [(part, rows["train"], validation, tested) for part, validation, tested in parts if tested]
 
 
 def _counts(facts, files):
@@ -291,7 +292,7 @@ def _counts(facts, files):
         "hours": round(float(seconds.sum()) / 3600, 3),
         "classes": {name: used[name] for name in facts.classes},
         "speakers": {speaker: dict(labels) for speaker, labels in sorted(speakers.items())},
-        "sampling_rates": {str(k): n for k, n in Counter(files[row].rate for row in decoded).items()},
+        "sampling_rates": {str(k or "unknown"): n for k, n in Counter(files[row].rate for row in decoded).items()},
         "chance_ua": chance_ua(facts)[0],
     }
     if decoded:

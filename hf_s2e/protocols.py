@@ -166,9 +166,9 @@ def make_protocol(name, dataset, *, corpus=None, seed=0, folds=5, speaker_disjoi
     if speaker_disjoint and not disjoint:
         fold_name, speakers = next((n, s) for n, s in shared.items() if s)
         raise ValueError(
-            f"protocol {name!r}, fold {fold_name!r}: {len(speakers)} speakers are in training and test "
-            f"({few(speakers)}). Use another protocol, or accept it with speaker_disjoint=False, which every "
-            "report will say"
+            f"protocol {name!r}, fold {fold_name!r}: {len(speakers)} speakers are in training or "
+            f"validation, and in test ({few(speakers)}). Use another protocol, or accept it with "
+            "speaker_disjoint=False, which every report will say"
         )
     return Protocol(
         name=f"{count}fold" if kind == "kfold" else kind,

@@ -167,6 +167,15 @@ def test_shared_speakers_in_the_corpus_own_split(corpus):
     assert finding["files"] == [f"00{row}.wav" for row in range(5)]
 
 
+def test_speakers_of_validation_and_test_in_the_corpus_own_split(corpus):
+    parts = {"s4": "validation", "s5": "test"}
+    split = [parts.get(entry["speaker"], "train") for entry in corpus.rows]
+    assert not found(audit(corpus.dataset(split=split)), "speaker_overlap")
+    split[next(row for row, part in enumerate(split) if part == "test")] = "validation"
+    finding = found(audit(corpus.dataset(split=split)), "speaker_overlap")[0]
+    assert "fold 'test': 1 speakers are in training or validation, and in test (s5)" in finding["message"]
+
+
 def test_shared_speakers_in_a_protocol(corpus):
     data = corpus.dataset()
     report = audit(data, protocol=make_protocol("5fold", data, speaker_disjoint=False))

@@ -200,6 +200,9 @@ def test_each_fold_chooses_its_recipe_without_its_test_speakers(work, tmp_path, 
 
     kept = fold_runs(tmp_path)
     forget_accelerator()
+    module.main([*cross_validate(work, tmp_path, candidates=candidates, methods="fine_tune"), "--report_only"])
+    assert read(tmp_path / "summary.json")["choice"] == choice  # what has not begun keeps no table back
+    forget_accelerator()
     next((tmp_path / "inner" / "fast").glob("plain*.parquet")).unlink()
     with pytest.raises(SystemExit, match="1 of the 8 runs that choose a recipe are not finished"):
         module.main([*flags, "--report_only"])
@@ -220,6 +223,47 @@ def test_each_fold_chooses_its_recipe_without_its_test_speakers(work, tmp_path, 
     forget_accelerator()
     with pytest.raises(SystemExit, match="results with another recipe"):
         module.main(cross_validate(work, tmp_path))
+
+
+def test_what_rests_on_nothing_may_change(tmp_path):
+    """Only what was trained locks what it was made with."""
+    check = script("cross_validate").check_settings
+    slow, fast = {"learning_rate": 0.01}, {"learning_rate": 0.1}
+
+    def noted(recipes, start="a", protocol="loso"):
+        settings = {"protocol": protocol, "recipe": dict(recipes), "candidates": list(recipes)}
+        check(tmp_path, settings, {f"plain, {name}": start for name in recipes}, {})
+        return read(tmp_path / "settings.json")
+
+    def keep(file):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+
+    noted({"slow": slow, "fast": fast}, protocol="5fold")
+    (tmp_path / "audit.json").touch()
+    noted({"slow": slow, "fast": fast})
+    assert not (tmp_path / "audit.json").exists()  # was of the other protocol
+    keep("inner/slow/fine_tune--a--run0.parquet")
+    noted({"slow": slow, "fast": fast}, start="b")  # plain was not trained
+    keep("inner/slow/plain--a--run0.parquet")
+    with pytest.raises(SystemExit, match="another start of plain, slow"):
+        noted({"slow": slow, "fast": fast}, start="a")
+    noted({"slow": slow, "third": slow}, start="b")  # fast left, as where it diverges, and another one came
+    with pytest.raises(SystemExit, match="another recipe"):
+        noted({"slow": slow, "fast": slow}, start="b")
+    keep("folds/plain--a--run0.parquet")
+    with pytest.raises(SystemExit, match="another recipe, candidates"):
+        noted({"slow": slow, "fast": fast}, start="b")
+
+
+def test_what_flags_change_in_candidates_is_noted(tmp_path, candidates):
+    module, files = script("cross_validate"), candidates.split(",")
+    args, _ = module.parse_arguments(module.Arguments, {}, ["--corpus", "toy", "--output_dir", str(tmp_path)])
+    args.candidates = candidates
+    recipes = {file: Recipe(**module.read_recipe(file)) for file in files}
+    assert module.sources_of(args, recipes)["recipe_changes"] == {}
+    recipes[files[1]] = dataclasses.replace(recipes[files[1]], num_train_epochs=3)
+    assert module.sources_of(args, recipes)["recipe_changes"] == {"num_train_epochs": 3}
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def test_every_command_can_be_read_by_its_script(experiments, capsys):
             for file in rest[1].split(",") if rest else []:
                 assert (ROOT / file).is_file()
             assert set(args.methods.split(",")) <= set(validate.METHODS)
+            assert not rest or args.out.endswith("-chosen-plus")  # other bases than the choice's folder has by default
 
 
 def parsed(arguments, flags):

@@ -156,7 +156,7 @@ def test_where_it_ran_and_what_the_audit_found(tmp_path):
     (tmp_path / "docs").mkdir()
     text = written(tmp_path / "results", tmp_path / "docs" / "page.md")
     versions = "python 9.9, torch 9.9, transformers 9.9, accelerate 9.9"
-    assert f"2 fold-runs on some GPU, mixed precision bf16, {versions}, revision a1a1a1a1a1a1 with changes." in text
+    assert f"too: 2 on some GPU, mixed precision bf16, {versions}, revision a1a1a1a1a1a1 with changes." in text
     assert "(1,200 files at 8000 Hz) found warning, silent: 3 files." in text
     assert "61.0 % from the duration alone (chance 50.0 %)" in text
     assert "no more than chance from the speaker alone" in text

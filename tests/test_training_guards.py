@@ -109,11 +109,12 @@ def test_the_script_refuses_a_used_folder_before_it_trains(work, tmp_path):
         adapt.main(work.flags(**(flags | changed)))
 
     run(checkpointing_steps=2)
-    before = content(tmp_path / "out" / "run" / "checkpoints")
+    before, record = content(tmp_path / "out" / "run" / "checkpoints"), content(tmp_path / "out" / "run")
     with pytest.raises(SystemExit, match=r"out.run.checkpoints holds checkpoints of an earlier run"):
         run(checkpointing_steps=2, model_name_or_path=other)
     with pytest.raises(SystemExit, match=r"start weights \w+, not \w+"):
         run(resume_from_checkpoint="latest", model_name_or_path=other)
+    assert content(tmp_path / "out" / "run") == record  # still of the model beside it
     run(model_name_or_path=other)
     assert content(tmp_path / "out" / "run" / "checkpoints") == before
 

@@ -205,6 +205,21 @@ def test_the_recipes_that_compete():
     assert sorted(listed) == sorted(recipes)
 
 
+def test_the_short_recipes_that_compete_each_change_one_thing():
+    short = dataclasses.asdict(Recipe(**read_recipe(SCRIPTS / "recipes" / "short.yaml")))
+    changed = {
+        file.stem: {
+            key for key, value in dataclasses.asdict(Recipe(**read_recipe(file))).items() if value != short[key]
+        }
+        for file in (SCRIPTS / "recipes" / "short-plus").glob("*.yaml")
+    }
+    assert changed == {
+        "alpha": {"alpha_learning_rate"},
+        "voices": {"speed_perturbation", "channel_db"},
+        "spread": {"pooling"},
+    }
+
+
 @pytest.mark.parametrize("name", ["short", "speakers-plus"])
 def test_the_other_recipes_can_be_read(name):
     assert Recipe(**read_recipe(SCRIPTS / "recipes" / f"{name}.yaml")) != Recipe()

@@ -123,6 +123,14 @@ def test_what_cannot_work_ends_in_one_message(work, tmp_path, flags, said):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_scores_do_not_outlive_the_model_that_they_are_of(work, tmp_path):
+    for speakers, kept in (("spk02", True), (None, False)):
+        adapt(work, tmp_path, max_train_steps=1, **({"eval_speakers": speakers} if speakers else {}))
+        found = {file.name for file in (tmp_path / "run").iterdir()}
+        assert {"arguments.json", "environment.json", "history.json"} <= found
+        assert ({"evaluation.json", "predictions.parquet"} <= found) == kept
+
+
 def test_another_kind_of_repo_is_not_overwritten(work, tmp_path):
     adapt(work, tmp_path, "fine_tune", max_train_steps=1)
     with pytest.raises(SystemExit, match=r"holds model\.safetensors"):

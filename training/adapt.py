@@ -27,6 +27,7 @@ from hf_s2e.training.script import (
     checkpoint_folder,
     domain_of,
     draw,
+    environment,
     find_checkpoint,
     make_accelerator,
     make_task,
@@ -37,8 +38,8 @@ from hf_s2e.training.script import (
     run_folder,
     split_names,
     start_trackers,
-    write_environment,
     write_json,
+    write_record,
 )
 
 
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{args.method}: {len(training)} utterances, {len(labels)} classes, "
         f"{facts['trained_parameters']:,} parameters trained"
     )
-    write_environment(args, recipe, accelerator, **facts)
+    made_by = environment(accelerator) | facts  # now: the files may have changed when the training ends
     with readable_errors("training stopped: "):
         history = train(
             accelerator,
@@ -115,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         with readable_errors(f"trained, but {args.output_dir} is not whole: "):
             write_model(model, args.output_dir, adapter=METHODS[args.method].makes_adapter)
-            write_json(run_folder(args) / "history.json", history)
+            write_record(args, recipe, made_by, history)
             note = {}
             if testing:
                 task = make_task(dataset, store, testing, model.config)

@@ -101,10 +101,12 @@ def published(place: str | None) -> str | None:
     return os.path.relpath(place) if place and Path(place).exists() else place
 
 
-def sources_of(args: Arguments, recipe: Recipe) -> dict:
+def sources_of(args: Arguments, recipes: dict[str, Recipe]) -> dict:
     """Where recipe and bases were found, and what flags changed: for the command that makes it."""
-    given = Recipe(**read_recipe(args.recipe)) if args.recipe else Recipe()
-    changes = {name: value for name, value in asdict(recipe).items() if value != getattr(given, name)}
+    files, changes = split_names(args.candidates or "") or [args.recipe], {}
+    for file, recipe in zip(files, recipes.values()):
+        given = asdict(Recipe(**read_recipe(file)) if file else Recipe())
+        changes |= {name: value for name, value in asdict(recipe).items() if value != given[name]}
     places = {"recipe": args.recipe, "adapter": args.model_name_or_path, "plain": args.plain_model_name_or_path}
     noted = {name: published(place) for name, place in places.items() if place} | {"recipe_changes": changes}
     others = {name: getattr(args, name) for name in ("recipe_name", "corpus_options")}
@@ -124,13 +126,24 @@ def check_settings(folder: Path, settings: dict, starts: dict[str, dict], source
     """
     file = folder / "settings.json"
     found = json.loads(file.read_text()) if file.is_file() else {"starts": {}}
+
+    def trained(method: str = "*", kept: tuple = ("folds", "inner")) -> bool:
+        return any(any(folder.glob(f"{one}/**/{method}--*.parquet")) for one in kept)
+
     differing = [key for key in settings if found.get(key) != settings[key]]
+    if "candidates" in found and "candidates" in settings and not trained(kept=("folds",)):
+        # nothing rests on the choice yet: other recipes may join or leave, while those of one name are the same
+        settings["recipe"] = found["recipe"] | settings["recipe"]
+        same = all(settings["recipe"][name] == recipe for name, recipe in found["recipe"].items())
+        differing = [key for key in differing if key != "candidates" and not (key == "recipe" and same)]
     others = [name for name in starts if found["starts"].get(name, starts[name]) != starts[name]]
-    wrong = differing + [f"start of {name}" for name in others]
-    if wrong and (any(folder.glob("folds/*.parquet")) or any(folder.glob("inner/*/*.parquet"))):
+    wrong = differing if trained() else []
+    wrong += [f"start of {name}" for name in others if trained(name.partition(",")[0])]
+    if wrong:
         raise SystemExit(f"{folder} holds results with another {', '.join(wrong)}: choose another --output_dir")
     if differing:
         found = {"starts": {}}
+        (folder / "audit.json").unlink(missing_ok=True)  # of another corpus or protocol
     noted = {"starts": {**found["starts"], **starts}, "sources": {**found.get("sources", {}), **sources}}
     write_json(file, {**settings, **noted})
 
@@ -241,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
         protocol = read_protocol(args, dataset)
         inner = choice_protocol(protocol, dataset) if args.candidates else None
     if accelerator.is_main_process:
-        guard(folder, accelerator, dataset, store, protocol, args, recipes, sources_of(args, recipe))
+        guard(folder, accelerator, dataset, store, protocol, args, recipes, sources_of(args, recipes))
     accelerator.wait_for_everyone()
 
     made_by = {"environment": environment(accelerator)}  # now: the files may have changed when a fold-run ends
@@ -251,15 +264,16 @@ def main(argv: list[str] | None = None) -> None:
             rows, facts = run_job(job, accelerator, dataset, store, protocol, args, recipes)
             return rows, facts | made_by
 
-        if not args.report_only:
+        if jobs:
             finish_jobs(jobs, accelerator, run_and_sign, what)
 
     before = finished_folds(folder, protocol)
-    known = [method for method in METHODS if method in methods or method in {one for one, _ in before}]
+    wanted = [] if args.report_only else methods
+    known = [one for one in METHODS if one in wanted or one in {method for method, _ in before}] or methods
     runs = max([args.runs, *(run + 1 for _, run in before)])
     choice, recipe_of = None, next(iter(recipes))
     if inner:
-        finish(list_choice_jobs(methods, inner, recipes, folder / "inner"), inner, "runs that choose a recipe")
+        finish(list_choice_jobs(wanted, inner, recipes, folder / "inner"), inner, "runs that choose a recipe")
         choosing = list_choice_jobs(known, inner, recipes, folder / "inner")
         files = [published(file) for file in split_names(args.candidates)]
         choice = choose_recipes(choosing, len(classes)) | {"files": files}
@@ -267,7 +281,7 @@ def main(argv: list[str] | None = None) -> None:
     known_jobs = list_jobs(known, protocol, runs, recipe_of, folder / "folds")
     if choice:
         refuse_other_recipes(known_jobs)
-    finish(list_jobs(methods, protocol, args.runs, recipe_of, folder / "folds"), protocol, "fold-runs")
+    finish(list_jobs(wanted, protocol, args.runs, recipe_of, folder / "folds"), protocol, "fold-runs")
     if accelerator.is_main_process:
         predictions, trained = collect(known_jobs)
         print(

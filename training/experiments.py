@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hf_s2e.results import default_protocol, folder_name
 from hf_s2e.training.progress import finished_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +49,8 @@ def pretrain(kind: str, *flags: str) -> list[list[str]]:
 
 def candidates(corpus: str) -> list[str]:
     files = ",".join(str(RECIPES / "plus" / f"{name}.yaml") for name in CANDIDATES)
-    return [*results(corpus, FIRST, **on_bases("plus")), "--candidates", files]
+    out = f"results/{folder_name(corpus, default_protocol(corpus), 'chosen')}-plus"
+    return [*results(corpus, FIRST, out=out, **on_bases("plus")), "--candidates", files]
 
 
 def experiments() -> dict[str, list[list[str]]]:

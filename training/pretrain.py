@@ -27,6 +27,7 @@ from hf_s2e.training.script import (
     RepoArguments,
     checkpoint_folder,
     draw,
+    environment,
     find_checkpoint,
     make_accelerator,
     make_task,
@@ -35,8 +36,8 @@ from hf_s2e.training.script import (
     readable_errors,
     run_folder,
     start_trackers,
-    write_environment,
     write_json,
+    write_record,
 )
 
 PAPER = {
@@ -174,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     with readable_errors():
         model = new_model(args, split.speakers)
     accelerator.print(f"{len(split.speakers)} speakers, {len(split.training)} utterances")
-    write_environment(args, recipe, accelerator)
+    made_by = environment(accelerator)  # now: the files may have changed when the training ends
     with readable_errors("training stopped: "):
         history = train(
             accelerator,
@@ -192,8 +193,8 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         with readable_errors(f"trained, but {args.output_dir} is not whole: "):
             write_model(model, args.output_dir, adapter=False)
+            write_record(args, recipe, made_by, history)
             result = report(model, dataset, store, split, labels, accelerator.device)
-            write_json(run_folder(args) / "history.json", history)
             write_json(run_folder(args) / "evaluation.json", result)
             facts = {"method": "speaker classification", "evaluation": result}
             write_facts(args, recipe, dataset, store, split.training, **facts)

@@ -24,7 +24,8 @@ HEAD = """\
 
 The speakers of a fold's test part take no part in its training, unless a table says "NOT speaker-disjoint". Scores
 are in percent, the mean (standard deviation) over the runs; an interval says how far a score could move with other
-speakers, not with other runs, and two rows differ only as far as their paired test says so. *Measured* references were run on the same folds, *reported* ones are other people's figures, under conditions that may differ.
+speakers, not with other runs, and two rows differ only as far as their paired test says so. *Measured* references
+were run on the same folds, *reported* ones are other people's figures, under conditions that may differ.
 No figure here is typed by hand: `python training/results_page.py` writes this page from the files in `results/`, and
 `make results` makes those.
 """
@@ -102,7 +103,7 @@ def section(one: dict, link: str) -> Iterator[str]:
     if one["audit"]:
         yield audit(one["audit"], here) + "\n"
     if ran := environments(folder):
-        yield f"Trained on: {'; '.join(ran_on(*each) for each in ran)}.\n"
+        yield f"Fold-runs kept, those of unfinished runs too: {'; '.join(ran_on(*each) for each in ran)}.\n"
     yield "This command makes it, where DIR holds the corpus, and goes on where a run stopped:\n"
     yield f"```bash\n{make_command(folder, summary, one['settings'] or {}, seed)}\n```\n"
     yield "Not run:\n"
@@ -136,7 +137,7 @@ def ran_on(environment: dict, count: int) -> str:
     parts += [f"{name} {environment[name]}" for name in PACKAGES]
     revision = revision[:12] if len(revision) == 40 else revision
     parts += [f"revision {revision}{' with changes' * bool(environment['git_changed'])}"]
-    return f"{count} fold-run{'s' * (count > 1)} on {', '.join(parts)}"
+    return f"{count} on {', '.join(parts)}"
 
 
 def not_run(one: dict) -> Iterator[str]:

@@ -281,15 +281,16 @@ def find_checkpoint(args: RepoArguments) -> Path | None:
     return chosen
 
 
-def write_environment(args: Any, recipe: Recipe, accelerator: Accelerator, **facts: Any) -> None:
-    """Arguments and recipe (arguments.json), versions, revision and `facts` (environment.json), into the run's
-    folder. Tokens are left out."""
-    if not accelerator.is_main_process:
-        return
+def write_record(args: Any, recipe: Recipe, made_by: dict[str, Any], history: list[dict]) -> None:
+    """What made the model beside this folder: arguments and recipe, environment and history; no tokens, and no
+    scores of a model that was here before."""
     folder = run_folder(args)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("evaluation.json", "predictions.parquet"):
+        (folder / name).unlink(missing_ok=True)
     write_json(folder / "arguments.json", {"arguments": _known(args), "recipe": asdict(recipe)})
-    write_json(folder / "environment.json", environment(accelerator) | facts)
+    write_json(folder / "environment.json", made_by)
+    write_json(folder / "history.json", history)
 
 
 def _known(args: Any) -> dict[str, Any]:
