@@ -92,6 +92,8 @@ class S2EConfig(PretrainedConfig):
     """
 
     model_type = "s2e"
+    # so that Trainer's predictions are the logits alone
+    keys_to_ignore_at_inference = ["segment_logits", "embeddings", "row_labels"]  # noqa: RUF012
     _auto_class = "AutoConfig"
 
     def __init__(

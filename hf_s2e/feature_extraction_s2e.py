@@ -5,6 +5,7 @@ One implementation in torch serves the feature extractor, training on the accele
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -179,14 +180,54 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
                 f"{self.sampling_rate} Hz. Resample it first, or use S2EPipeline, which does."
             )
         front_end = self.front_end
-        spectrograms = [front_end(_waveform(item)) for item in _as_list(raw_speech)]
+        return self.pad(
+            {"input_values": [front_end(_waveform(item)) for item in _as_list(raw_speech)]},
+            return_tensors=return_tensors,
+        )
+
+    def pad(
+        self,
+        processed_features: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Utterances of different numbers of segments as one batch; what `DataCollatorWithPadding` calls.
+
+        Args:
+            processed_features: a list of dicts, or a dict of lists, with `input_values` (segments, bins,
+                frames), where there is one `attention_mask` (segments,), and anything else that has one
+                value for each utterance.
+            padding, max_length, truncation, pad_to_multiple_of, return_attention_mask: of transformers;
+                only padding to the longest utterance, and with a mask, is known.
+            return_tensors: `"pt"` or `"np"` (the default).
+
+        Returns:
+            What a call returns, and the other values.
+
+        Raises:
+            ValueError: there is nothing to pad, or another kind of padding is asked for.
+        """
+        if padding not in (True, "longest") or max_length or truncation or pad_to_multiple_of:
+            raise ValueError("S2EFeatureExtractor pads to the longest utterance of a batch, and in no other way.")
+        items = processed_features
+        if not isinstance(items, Mapping):
+            items = {name: [item[name] for item in items] for name in (items[0] if items else ())}
+        if not len(items.get("input_values", ())):
+            raise ValueError("There is nothing to pad: no utterance with input_values.")
+        spectrograms = [torch.as_tensor(item) for item in items["input_values"]]
+        masks = items["attention_mask"] if "attention_mask" in items else [torch.ones(len(s)) for s in spectrograms]
         longest = max(len(item) for item in spectrograms)
         values = torch.full((len(spectrograms), longest, *spectrograms[0].shape[1:]), float(self.padding_value))
         mask = torch.zeros(len(spectrograms), longest, dtype=torch.long)
-        for row, item in enumerate(spectrograms):
+        for row, (item, known) in enumerate(zip(spectrograms, masks)):
             values[row, : len(item)] = item
-            mask[row, : len(item)] = 1
+            mask[row, : len(item)] = torch.as_tensor(known)
         data = {"input_values": values, "attention_mask": mask}
+        data |= {name: torch.as_tensor(np.asarray(column)) for name, column in items.items() if name not in data}
         if return_tensors != "pt":
             data = {name: tensor.numpy() for name, tensor in data.items()}
         return BatchFeature(data, tensor_type=return_tensors)

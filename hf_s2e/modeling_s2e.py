@@ -15,7 +15,15 @@ from transformers import initialization as init
 from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput
 from transformers.utils.hub import extract_commit_hash
 
-from .adapter_files_s2e import FETCH_KEYWORDS, HUB_FAILURES, S2EAdapterError, fetch, find_base, place_of
+from .adapter_files_s2e import (
+    FETCH_KEYWORDS,
+    HUB_FAILURES,
+    PLACE_KEYWORDS,
+    S2EAdapterError,
+    fetch,
+    find_base,
+    place_of,
+)
 from .adapter_repos_s2e import S2EAdapterReposMixin
 from .configuration_s2e import S2EConfig
 from .feature_extraction_s2e import S2EFeatureExtractor
@@ -58,7 +66,8 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
     base_model_prefix = "s2e"
     main_input_name = "input_values"
     input_modalities = ("audio",)
-    _no_split_modules = ("S2EBlock",)
+    _no_split_modules = ("S2EModel",)  # a block and its adapters belong on one device
+    accepts_loss_kwargs = False  # the loss is the batch's mean: Trainer divides it where it accumulates
 
     def _new_head(self, spec: dict[str, Any], labels: Sequence[str]) -> nn.Linear:
         """A domain's classifier (FC in Table I)."""
@@ -117,7 +126,8 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
         source = str(pretrained_model_name_or_path)
         dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
         where = place_of(kwargs)
-        options = {key: value for key, value in kwargs.items() if key not in where}
+        # also those that are None: what records a base's revision gives it again
+        options = {key: value for key, value in kwargs.items() if key not in FETCH_KEYWORDS + PLACE_KEYWORDS}
         if not hasattr(config, "to_dict"):  # not isinstance: remote code has a class of its own
             config, options = cls.config_class.from_pretrained(
                 config or source, return_unused_kwargs=True, **where, **options
