@@ -1,6 +1,7 @@
 """Adapter repos on disk and on the Hub: what is in them, how it is checked, and how one finds its base."""
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import utils as hub_utils
 from huggingface_hub.errors import StrictDataclassError
-from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import cached_file
@@ -34,6 +36,8 @@ BAD_CONFIG = (
     RecursionError,
     StrictDataclassError,
 )
+# The one that this version of huggingface_hub uses
+httpx = getattr(hub_utils, "httpx", None) or importlib.import_module("httpx")
 # What the Hub answers, as transformers words it, and a connection that breaks
 HUB_FAILURES = (OSError, httpx.HTTPError)
 # What git takes as the name of a branch or tag; part of a path in the cache, which it must not leave

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import HfApi
 from torch import nn
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from .adapter_files_s2e import (
     ADAPTER_WEIGHTS,
@@ -27,6 +27,8 @@ from .adapter_files_s2e import (
 from .adapters_s2e import S2EAdapterMixin
 from .configuration_s2e import label_maps
 from .feature_extraction_s2e import S2EFeatureExtractor
+
+logger = logging.get_logger(__name__)
 
 _HEAD = "classifier."  # the head's tensors in an adapter's file
 _COUNTER = "num_batches_tracked"
@@ -210,6 +212,8 @@ class S2EAdapterReposMixin(S2EAdapterMixin):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             config.base_local_path = None  # means nothing elsewhere
             config.to_json_file(config_file, use_diff=True)
+            if api.file_exists(repo_id, "README.md", revision=kwargs.get("revision")):
+                Path(folder, "README.md").unlink()  # its owner's card says more than the minimal one
             message = kwargs.pop("commit_message", f"Upload adapter {name}")
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, **kwargs)
         return commit.pr_url or commit.commit_url
@@ -222,14 +226,28 @@ class S2EAdapterReposMixin(S2EAdapterMixin):
         push_to_hub: bool = False,
         **kwargs,
     ) -> None:
-        """As in transformers: the base, all resident adapters, and `preprocessor_config.json` beside them."""
+        """As in transformers: the base, all resident adapters, and `preprocessor_config.json` beside them.
+
+        What is saved in half precision is another base, of which the adapters of this one know nothing: it is
+        saved without this one's id, with a warning.
+        """
         if push_to_hub:  # which saves to a folder of its own, and so uploads both
             hub = {
                 key: kwargs.pop(key) for key in ("repo_id", "commit_message", "create_pr", "private") if key in kwargs
             }
             hub.setdefault("repo_id", Path(save_directory).name)
             self.push_to_hub(**hub, token=kwargs.get("token"))
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        known_as = self.config.repo_id
+        if self.config.adapters and self.dtype != torch.float32:
+            logger.warning(
+                f"Saved in {self.dtype}, this is another base than {known_as or self.name_or_path!r}: adapters trained "
+                "on that one will be refused. To keep them, save the base as it was loaded in float32, or fuse()."
+            )
+            self.config.repo_id = None
+        try:
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        finally:
+            self.config.repo_id = known_as
         if not is_main_process:
             return
         S2EFeatureExtractor.from_model_config(self.config).save_pretrained(save_directory)

@@ -23,6 +23,7 @@ from .feature_extraction_s2e import MAX_SAMPLE
 SAMPLING_RATE = FRONT_END_DEFAULTS["sampling_rate"]  # Hz
 BLOCK_SECONDS = 10  # of one block; 31 MB for 8 channels at 96 kHz
 MAX_CHANNELS = 16  # an array's axis up to this size may be the channels, a longer one is time
+MAX_RATE = 10_000_000  # Hz; ultrasound has less
 MIN_RATE = 1_000  # Hz; below it the number is a mistake, most often kilohertz
 URL_TIMEOUT = 10.0  # seconds without an answer
 AUDIO_EXTENSIONS = (
@@ -137,8 +138,8 @@ def _checked_rate(rate, name) -> float:
         value = float(rate)
     except (TypeError, ValueError):
         value = math.nan
-    if not MIN_RATE <= value < math.inf:
-        raise AudioError(f"{name}: sampling rate {rate!r}; expected hertz, {MIN_RATE} or more, like 16000.")
+    if not MIN_RATE <= value <= MAX_RATE:
+        raise AudioError(f"{name}: sampling rate {rate!r}; expected {MIN_RATE} to {MAX_RATE:,} Hz, like 16000.")
     return value
 
 
@@ -185,8 +186,9 @@ def _array_blocks(array: np.ndarray, rate: float, name: str) -> Iterator[np.ndar
 
 def _open(source, name, stack):
     """A seekable binary file object at its start."""
-    source = rereadable(source)
-    if isinstance(source, _BYTES):
+    if _is_url(source):
+        source = _fetch(source)
+    elif isinstance(source, _BYTES):
         source = io.BytesIO(source)
     elif not hasattr(source, "read"):
         try:
@@ -196,6 +198,7 @@ def _open(source, name, stack):
             raise AudioError(f"{name}: cannot be opened ({reason}); expected a sound file's path.") from error
     if isinstance(source, io.TextIOBase):
         raise AudioError(f'{name}: a file object in text mode; open it in binary mode, open(path, "rb").')
+    source = rereadable(source)  # of a path too: it may be a pipe's
     if source.seek(0, os.SEEK_END) == 0:
         raise AudioError(f"{name}: the file is empty (0 bytes); expected a sound. Copy or record it again.")
     source.seek(0)
@@ -269,10 +272,7 @@ def _is_url(source) -> bool:
 
 def _fetch(url: str):
     """The content behind a URL in a temporary file, which goes when it is closed."""
-    try:
-        from huggingface_hub.utils import httpx  # the one this version of huggingface_hub brings
-    except ImportError:
-        import httpx
+    from .adapter_files_s2e import httpx
 
     file = tempfile.TemporaryFile()  # noqa: SIM115 (handed to the caller)
     try:

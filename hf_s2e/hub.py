@@ -23,15 +23,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import httpx, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .adapter_files_s2e import (
     ADAPTER_WEIGHTS,
+    BAD_CONFIG,
     S2EAdapterError,
     check_revision,
     find_base,
+    httpx,
     tensors_sha256,
 )
 from .cards import BASE_WEIGHTS, fingerprint_of, is_adapter
@@ -80,7 +82,10 @@ def _reason(error: Exception) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise S2EAdapterError(f"{folder}: config.json holds a {type(config).__name__}, but must hold an object.")
+    return config
 
 
 def local_base(folder: Path) -> Path | None:
@@ -158,7 +163,7 @@ def _pull(repo_id: str, revision: str | None, to, token: str | None, *, force: b
     if is_adapter(folder):
         config = read_config(folder)
         base_id, commit = config.get("base_model_name_or_path"), config.get("base_model_revision")
-        if not base_id or base_id.rpartition("/")[2] == repo_id.rpartition("/")[2]:
+        if not isinstance(base_id, str) or base_id.rpartition("/")[2] == repo_id.rpartition("/")[2]:
             raise S2EAdapterError(f"Adapter {repo_id!r} names the base {base_id!r}: that cannot be one.")
         check_revision(commit)
         base = (None if force or to else _in_cache(base_id, commit)) or _download(base_id, commit, to, token, force)
@@ -235,10 +240,10 @@ def _entry(info: Any, token: str | None) -> AdapterEntry:
         with asking_the_hub("config.json"):
             file = hf_hub_download(info.id, "config.json", revision=info.sha, token=token)
         config = S2EConfig.from_json_file(file)
-    except (OSError, ValueError, TypeError, S2EAdapterError) as error:
-        entry.problem = str(error)
+        entry.labels = [config.id2label[i] for i in range(config.num_labels)]
+    except (*BAD_CONFIG, S2EAdapterError) as error:  # anybody's config: one must not hide the others
+        entry.problem = f"config.json cannot be read ({type(error).__name__}: {error})"
         return entry
-    entry.labels = [config.id2label[i] for i in range(config.num_labels)]
     entry.base_revision, entry.method = config.base_model_revision, config.method
     return entry
 

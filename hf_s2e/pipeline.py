@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.data import IterableDataset
 from transformers import AudioClassificationPipeline, AutoModelForAudioClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
@@ -46,6 +47,7 @@ class S2EPipeline(AudioClassificationPipeline):
             feature_extractor = S2EFeatureExtractor.from_model_config(model.config)
         kwargs.setdefault("top_k", None)  # the parent would set 5, and forget it in every call
         super().__init__(model=model, feature_extractor=feature_extractor, **kwargs)
+        self.model.eval()  # one that was just trained would answer by its neighbours, and learn from them
 
     def __call__(self, inputs: Any, **kwargs) -> Any:
         """Classify one sound, or the sounds of a list, generator or dataset.
@@ -136,7 +138,8 @@ class S2EPipeline(AudioClassificationPipeline):
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
         if num_workers:
             logger.warning_once("S2EPipeline decodes in this process: num_workers has no effect.")
-        sources = (inputs[i] for i in range(len(inputs))) if isinstance(inputs, Sized) else iter(inputs)
+        indexed = isinstance(inputs, Sized) and not isinstance(inputs, IterableDataset)
+        sources = (inputs[i] for i in range(len(inputs))) if indexed else iter(inputs)
         return self._iterate(sources, batch_size, preprocess_params, postprocess_params)
 
     def _iterate(self, sources, batch_size, preprocess_params, postprocess_params) -> Iterator[Any]:

@@ -288,6 +288,16 @@ def test_adapters_fit_bases_of_any_dtype(base, adapter, tmp_path, dtype):
     torch.testing.assert_close(again(segments(2)).logits, base(segments(2)).logits, atol=0.2, rtol=0.1)
 
 
+def test_a_base_saved_in_half_precision_loses_its_id(base, tmp_path):
+    half = S2EForAudioClassification.from_pretrained(base._base_source, dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    assert half.config.repo_id == "me/tiny-base"
+    assert json.loads((tmp_path / "half" / "config.json").read_text()).get("repo_id") is None
+    whole = S2EForAudioClassification.from_pretrained(base._base_source)
+    whole.save_pretrained(tmp_path / "whole")
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["repo_id"] == "me/tiny-base"
+
+
 def test_a_base_whose_settings_disagree_is_refused(base):
     rewrite(Path(base._base_source), mu=100.0)
     with pytest.raises(S2EAdapterError, match=r"mu is 255.0 there and 100.0 here"):

@@ -69,6 +69,15 @@ def test_folder_translates_labels_and_finds_speakers(plant, load):
         load("folder", folder, **options)
 
 
+def test_folder_to_learn_who_speaks(plant, load):
+    folder = plant("angry/x_F1_a.wav", "sad/x_F1_b.wav", "sad/x_M2_c.wav")
+    corpus = load("folder", folder, label="speaker", speaker_pattern="_([FM][0-9])_")
+    assert labels_of(corpus) == corpus["speaker"][:] == ["F1", "F1", "M2"]
+    for options in ({"label": "speaker"}, {"label": "mood", "speaker_pattern": "_([FM][0-9])_"}):
+        with pytest.raises(CorpusError, match=r"has no metadata.csv, so no column .* for label="):
+            load("folder", folder, **options)
+
+
 def test_folder_with_splits(plant, load):
     folder = plant("train/sad/a.wav", "dev/angry/b.wav", "test/sad/c.wav")
     corpus = load("folder", folder)

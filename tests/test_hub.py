@@ -546,6 +546,47 @@ def test_adapters_are_found_by_their_base(hub, repos):
     assert list_adapters("me/other") == []
 
 
+def test_no_revision_may_be_said_of_an_adapter_that_records_its_bases(hub, repos):
+    """As transformers' pipeline said it, up to 5.17, to a model class with a config in hand."""
+    push([repos], "me")
+    config = S2EConfig.from_pretrained("me/calls")
+    assert config.base_model_revision
+    loaded = S2EForAudioClassification.from_pretrained("me/calls", config=config, revision=None, subfolder=None)
+    assert loaded.active_adapters() == ["calls"]
+
+
+def test_a_pushed_adapter_leaves_its_owners_card(hub, repos):
+    push([repos / "base"], "me")
+    model, api = S2EForAudioClassification.from_pretrained("me/base"), HfApi(endpoint=hub.endpoint)
+    model.add_adapter("x", labels=["a", "b"])
+    model.push_adapter_to_hub("me/x", "x")
+    assert b"Not evaluated" in head(hub, "me/x")["README.md"]
+    api.upload_file(path_or_fileobj=b"my card", path_in_repo="README.md", repo_id="me/x")
+    model.push_adapter_to_hub("me/x", "x")
+    assert head(hub, "me/x")["README.md"] == b"my card"
+
+
+@pytest.mark.parametrize("config", ['{"id2label": {"5": "x"}}', '{"id2label": ["a", "b"]}', "[1]", "{"])
+def test_one_strangers_config_does_not_hide_the_others(hub, repos, config):
+    push([repos], "me")
+    HfApi(endpoint=hub.endpoint).upload_file(
+        path_or_fileobj=config.encode(), path_in_repo="config.json", repo_id="me/radio"
+    )
+    found = {entry.repo_id: entry for entry in list_adapters("me/base")}
+    assert found["me/radio"].problem and found["me/radio"].labels == []
+    assert found["me/calls"].problem is None and found["me/calls"].labels == ["calm", "upset"]
+
+
+@pytest.mark.parametrize("config", ['{"base_model_name_or_path": ["a"]}', "[1]"])
+def test_an_adapter_whose_config_is_nonsense_is_not_pulled(hub, repos, config):
+    push([repos], "me")
+    HfApi(endpoint=hub.endpoint).upload_file(
+        path_or_fileobj=config.encode(), path_in_repo="config.json", repo_id="me/radio"
+    )
+    with pytest.raises(S2EAdapterError):
+        pull("me/radio")
+
+
 def test_adapters_shows_results_and_what_cannot_be_read(hub, repos, tmp_path, capsys, monkeypatch):
     push([repos], "me")
     card = head(hub, "me/calls")["README.md"].decode()

@@ -2,9 +2,11 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import IterableDataset
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
 
@@ -188,6 +191,28 @@ def test_every_kind_of_input_gets_the_same_answer(pipe, wav):
     assert sum(expected) == pytest.approx(1)
 
 
+def test_a_pipes_path_is_read(pipe, wav, tmp_path):
+    expected, fifo = scores(pipe(wav)), tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=lambda: fifo.write_bytes(wav.read_bytes()))
+    writer.start()
+    answers = pipe([str(fifo), str(wav)])
+    writer.join()
+    assert [scores(answer) for answer in answers] == [expected] * 2
+
+
+def test_a_model_in_training_is_taken_out_of_it(wav):
+    model = tiny_model()
+    model.add_adapter("emo", labels=LABELS)
+    model.train_adapter("emo")
+    statistics = model.s2e.domains["emo"].stem.bn.running_mean.clone()
+    pipe, sounds = S2EPipeline(model), [sound(n, n) for n in (30_000, 50_000)]
+    together = pipe(sounds, batch_size=2)
+    for one, answer in zip(sounds, together):
+        np.testing.assert_allclose(scores(pipe(one)), scores(answer), atol=1e-6)
+    assert torch.equal(model.s2e.domains["emo"].stem.bn.running_mean, statistics)
+
+
 def test_other_rates_and_integers_are_converted(pipe):
     waveform = (voice(60_000) * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
     expected = whole(pipe.model, load_audio(waveform, sampling_rate=44100))
@@ -257,6 +282,15 @@ def test_lists_generators_and_datasets(pipe, wav):
     def endless():
         while True:
             yield str(wav)
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([str(wav)] * len(self))
+
+        def __len__(self):
+            return 3
+
+    assert [scores(answer) for answer in pipe(Stream())] == [expected] * 3
 
     stream = pipe(endless(), batch_size=2)
     assert [scores(next(stream)) for _ in range(3)] == [expected] * 3

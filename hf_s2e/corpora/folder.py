@@ -31,6 +31,13 @@ class Folder(Manifest):
         if not any(is_audio(path) and os.path.dirname(path) != str(folder) for path, _ in walk(folder)):
             found = show_entries(folder)
             raise CorpusError(f"{folder}\n  expected: {self.LAYOUT}\n  found:    {found}")
+        known = {OPTIONS["label"], self.options["speaker"] if self.options["speaker_pattern"] else None}
+        if self.options["label"] not in known:
+            raise CorpusError(
+                f"{folder} has no {self.options['manifest']}, so no column {self.options['label']!r} for label=; "
+                "without one a label is the name of a folder or, with speaker_pattern= and "
+                f"label={self.options['speaker']!r}, the speaker"
+            )
         self.COLUMNS = ("split",) * any(path.name.lower() in SPLITS for path in folder.iterdir())
         return folder
 
@@ -43,8 +50,10 @@ class Folder(Manifest):
                 relative = os.path.relpath(path, self.root)
                 *folders, _ = Path(relative).parts
                 split = SPLITS.get(folders[0].lower()) if len(folders) > 1 else None
-                label = folders[1 if split else 0] if folders else ""
                 speaker = self.speaker_in(relative)
+                label = folders[1 if split else 0] if folders else ""
+                if self.options["label"] == self.options["speaker"]:  # to learn who speaks
+                    label = speaker or ""
                 yield {"place": path, "path": relative, "label": label, "speaker": speaker, "split": split}
 
     def files(self):
