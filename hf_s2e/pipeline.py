@@ -111,7 +111,7 @@ class S2EPipeline(AudioClassificationPipeline):
 
         def scores(logits):
             return super(S2EPipeline, self).postprocess(
-                S2EClassifierOutput(logits=logits), min(top_k or classes, classes), function_to_apply
+                S2EClassifierOutput(logits=logits), min(top_k or classes, classes), function_to_apply or "softmax"
             )
 
         if not return_timestamps:

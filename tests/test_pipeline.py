@@ -194,7 +194,7 @@ def test_every_kind_of_input_gets_the_same_answer(pipe, wav):
 def test_a_pipes_path_is_read(pipe, wav, tmp_path):
     expected, fifo = scores(pipe(wav)), tmp_path / "fifo"
     os.mkfifo(fifo)
-    writer = threading.Thread(target=lambda: fifo.write_bytes(wav.read_bytes()))
+    writer = threading.Thread(target=lambda: fifo.write_bytes(wav.read_bytes()), daemon=True)
     writer.start()
     answers = pipe([str(fifo), str(wav)])
     writer.join()
