@@ -45,6 +45,16 @@ def test_the_other_commands_exist():
         assert re.search(f"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+def test_the_trainer_trains(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    settings = 'use_cpu=True, max_steps=1, per_device_train_batch_size=2, save_strategy="no", report_to=[], '
+    code = code.replace('"out/trainer", ', f'"out/trainer", {settings}')
+    base = ROOT / "hub_cards" / "s2e-resnet20-adapter"
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("hub_cards/s2e-resnet20-adapter", str(base)), {})
+    assert (tmp_path / "out" / "s2e-mine" / "adapter.safetensors").is_file()
+
+
 def test_links_lead_somewhere():
     targets = re.findall(r"\]\((?!http)([^)#]+)\)", TEXT)
     assert targets and all((PAGE.parent / target).exists() for target in targets)
