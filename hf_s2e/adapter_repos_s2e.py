@@ -30,6 +30,8 @@ from .feature_extraction_s2e import S2EFeatureExtractor
 
 logger = logging.get_logger(__name__)
 
+NOT_EVALUATED = "Not evaluated."  # on the minimal card, which a push replaces
+
 _HEAD = "classifier."  # the head's tensors in an adapter's file
 _COUNTER = "num_batches_tracked"
 
@@ -212,7 +214,8 @@ class S2EAdapterReposMixin(S2EAdapterMixin):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             config.base_local_path = None  # means nothing elsewhere
             config.to_json_file(config_file, use_diff=True)
-            if api.file_exists(repo_id, "README.md", revision=kwargs.get("revision")):
+            there = {"repo_id": repo_id, "filename": "README.md", "revision": kwargs.get("revision")}
+            if api.file_exists(**there) and NOT_EVALUATED not in Path(api.hf_hub_download(**there)).read_text("utf-8"):
                 Path(folder, "README.md").unlink()  # its owner's card says more than the minimal one
             message = kwargs.pop("commit_message", f"Upload adapter {name}")
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, **kwargs)
@@ -293,7 +296,7 @@ def _minimal_card(config: Any) -> str:
             f"A residual adapter for a speaker-trained ResNet20{f' (`{base}`)' if base else ''}.",
             f"Classes: {labels}.",
             "",
-            "Not evaluated.",
+            NOT_EVALUATED,
             "",
         ]
     )

@@ -13,6 +13,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ _AV_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,aac,matroska,webm,asf,amr,flv,avi,mpeg
 # Full range of integer samples: value = (sample - offset) / scale
 _INTEGER_RANGE = {"uint8": (128, 2.0**7), "int8": (0, 2.0**7), "int16": (0, 2.0**15), "int32": (0, 2.0**31)}
 _BYTES = (bytes, bytearray, memoryview)
+_PLACES = ("raw", "array", "bytes", "path")  # of a sound in a dict; the first that is there counts
 _ACCEPTED = (
     "a path, an http(s) URL, bytes, a binary file object, a numpy or torch array with `sampling_rate`, "
     'or a dict with "array" (or "raw") and "sampling_rate", or with "bytes" or "path"'
@@ -90,8 +92,13 @@ def describe(source: Any) -> str:
 
 def rereadable(source: Any) -> Any:
     """The source itself, or, where it can be read only once (URL, pipe), a file object with its content."""
+    if isinstance(source, Mapping) and [key for key in _PLACES if source.get(key) is not None] == ["path"]:
+        return {**source, "bytes": rereadable(source["path"])}
     if _is_url(source):
         return _fetch(source)
+    if isinstance(source, (str, os.PathLike)) and (Path(source).is_fifo() or Path(source).is_char_device()):
+        with _open_path(source, describe(source)) as file:
+            return io.BytesIO(file.read())
     if hasattr(source, "read") and not (hasattr(source, "seekable") and source.seekable()):
         return io.BytesIO(_bytes_of(source))
     return source
@@ -118,7 +125,7 @@ def _unpack(source, sampling_rate, name):
         samples = source.get_all_samples()
         source, sampling_rate = samples.data, samples.sample_rate
     elif isinstance(source, Mapping):
-        keys = [key for key in ("raw", "array", "bytes", "path") if source.get(key) is not None]
+        keys = [key for key in _PLACES if source.get(key) is not None]
         if not keys:
             raise AudioError(f"a dict with keys {sorted(map(str, source))} is no sound: expected {_ACCEPTED}")
         rate = source.get("sampling_rate")
@@ -186,23 +193,25 @@ def _array_blocks(array: np.ndarray, rate: float, name: str) -> Iterator[np.ndar
 
 def _open(source, name, stack):
     """A seekable binary file object at its start."""
-    if _is_url(source):
-        source = _fetch(source)
-    elif isinstance(source, _BYTES):
+    source = rereadable(source)
+    if isinstance(source, _BYTES):
         source = io.BytesIO(source)
     elif not hasattr(source, "read"):
-        try:
-            source = stack.enter_context(open(source, "rb"))  # noqa: SIM115 (the stack closes it)
-        except (OSError, ValueError) as error:  # ValueError: a null character in the path
-            reason = getattr(error, "strerror", None) or error
-            raise AudioError(f"{name}: cannot be opened ({reason}); expected a sound file's path.") from error
+        source = stack.enter_context(_open_path(source, name))
     if isinstance(source, io.TextIOBase):
         raise AudioError(f'{name}: a file object in text mode; open it in binary mode, open(path, "rb").')
-    source = rereadable(source)  # of a path too: it may be a pipe's
     if source.seek(0, os.SEEK_END) == 0:
         raise AudioError(f"{name}: the file is empty (0 bytes); expected a sound. Copy or record it again.")
     source.seek(0)
     return source
+
+
+def _open_path(path, name):
+    try:
+        return open(path, "rb")
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise AudioError(f"{name}: cannot be opened ({reason}); expected a sound file's path.") from error
 
 
 def _open_decoder(file, name, stack) -> tuple[float, Iterator[np.ndarray]]:

@@ -209,7 +209,8 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
             What a call returns, and the other values.
 
         Raises:
-            ValueError: there is nothing to pad, or another kind of padding is asked for.
+            ValueError: there is nothing to pad, another kind of padding is asked for, or other values are no
+                numbers.
         """
         if padding not in (True, "longest") or max_length or truncation or pad_to_multiple_of:
             raise ValueError("S2EFeatureExtractor pads to the longest utterance of a batch, and in no other way.")
@@ -219,7 +220,8 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
         if not len(items.get("input_values", ())):
             raise ValueError("There is nothing to pad: no utterance with input_values.")
         spectrograms = [torch.as_tensor(item) for item in items["input_values"]]
-        masks = items["attention_mask"] if "attention_mask" in items else [torch.ones(len(s)) for s in spectrograms]
+        masks = items.get("attention_mask")
+        masks = [torch.ones(len(item)) for item in spectrograms] if masks is None else masks
         longest = max(len(item) for item in spectrograms)
         values = torch.full((len(spectrograms), longest, *spectrograms[0].shape[1:]), float(self.padding_value))
         mask = torch.zeros(len(spectrograms), longest, dtype=torch.long)
@@ -227,7 +229,11 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
             values[row, : len(item)] = item
             mask[row, : len(item)] = torch.as_tensor(known)
         data = {"input_values": values, "attention_mask": mask}
-        data |= {name: torch.as_tensor(np.asarray(column)) for name, column in items.items() if name not in data}
+        for name in set(items) - set(data):
+            column = np.asarray(items[name])
+            if column.dtype.kind not in "biuf":
+                raise ValueError(f"Column {name!r} holds no numbers, so it has no place in a batch: remove it before.")
+            data[name] = torch.as_tensor(column)
         if return_tensors != "pt":
             data = {name: tensor.numpy() for name, tensor in data.items()}
         return BatchFeature(data, tensor_type=return_tensors)

@@ -14,7 +14,7 @@ import numpy as np
 EXACT_SPEAKERS = 14  # up to 2**14 sign patterns the permutation test enumerates them all
 PERMUTATIONS = 10_000  # drawn at random beyond that
 RESAMPLES = 4_000
-CHUNK = 10_000_000  # bootstrap weights held at a time (80 MB)
+CHUNK = 10_000_000  # bootstrap weights held at a time (160 MB)
 
 
 def confusion_matrix(labels, predictions, num_classes):
@@ -104,7 +104,7 @@ def paired_test(labels, predictions_a, predictions_b, num_classes, speakers=None
     the same resamples for both methods; `p`: two-sided, from swapping the two methods speaker by speaker
     (under the null hypothesis their names mean nothing), all 2**speakers patterns where there are at most 14
     speakers and 10,000 random ones otherwise; `test`: which of these it was. With n speakers p cannot be
-    under 2 / 2**n. Without `speakers` the methods are swapped utterance by utterance.
+    under 2 / 2**n. Without `speakers`, and with one, the methods are swapped utterance by utterance.
 
     Runs are averaged per utterance (share of the runs in which it is right) before anything is compared, so
     the numbers of runs may differ and no run of a is paired with a run of b. The p value is for the models at
@@ -122,7 +122,7 @@ def paired_test(labels, predictions_a, predictions_b, num_classes, speakers=None
     by_speaker = np.array([difference[m].sum() for m in members])
     p, kind = _sign_flip(by_speaker, seed)
     low, high = _interval(values[:, 0] - values[:, 1], 0.95)
-    unit = "utterances" if speakers is None else "speakers"
+    unit = "utterances" if max(map(len, members)) == 1 else "speakers"
     return {
         "ua_diff": float(difference.sum()),
         "ci95": [max(-1.0, low), min(1.0, high)],
@@ -159,8 +159,8 @@ def _right(labels, predictions, num_classes):
 
 
 def _speaker_members(speakers, size):
-    """Row numbers of each speaker, as a list of arrays."""
-    if speakers is None:
+    """Row numbers of each speaker, as a list of arrays; of each utterance where less than two are known."""
+    if speakers is None or (len(set(map(str, speakers))) == 1 and len(speakers) == size):
         return [np.array([row]) for row in range(size)]
     if len(speakers) != size:
         raise ValueError(f"{len(speakers)} speakers for {size} utterances")
@@ -176,8 +176,6 @@ def _bootstrap(groups, right, speakers, resamples, seed):
     """
     rng = np.random.default_rng(seed)
     members = _speaker_members(speakers, len(groups))
-    if len(members) == 1:
-        members = _speaker_members(None, len(groups))
     member_of = groups[:, None] == np.unique(groups)  # (utterances, groups)
     counted = np.stack([member_of, *(member_of * method[:, None] for method in right.T)], axis=1)
     by_speaker = np.stack([counted[rows].sum(0) for rows in members])  # (speakers, 1 + methods, groups)

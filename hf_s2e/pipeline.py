@@ -47,7 +47,6 @@ class S2EPipeline(AudioClassificationPipeline):
             feature_extractor = S2EFeatureExtractor.from_model_config(model.config)
         kwargs.setdefault("top_k", None)  # the parent would set 5, and forget it in every call
         super().__init__(model=model, feature_extractor=feature_extractor, **kwargs)
-        self.model.eval()  # one that was just trained would answer by its neighbours, and learn from them
 
     def __call__(self, inputs: Any, **kwargs) -> Any:
         """Classify one sound, or the sounds of a list, generator or dataset.
@@ -151,6 +150,7 @@ class S2EPipeline(AudioClassificationPipeline):
 
     def _answers(self, sources: list, preprocess_params: dict, postprocess_params: dict) -> list[Any]:
         """One answer, or the AudioError, for each of the sounds, which share forward passes."""
+        self.model.eval()  # one in training would answer by a sound's neighbours, and learn from them
         # One growing buffer a sound: many small tensors among the large ones would hold on to the whole heap.
         logits = [array("f") for _ in sources]
         samples: list[int] = [0] * len(sources)

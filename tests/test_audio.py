@@ -326,7 +326,7 @@ def test_silence_warns():
     (noise(100), math.inf, "sampling rate inf"),
     (noise(100), "fast", "sampling rate 'fast'"),
     (noise(100), 16, "1000 to 10,000,000 Hz"),
-        (noise(100), 1e300, "10,000,000 Hz"),
+    (noise(100), 1e300, "10,000,000 Hz"),
     (noise(100, 100), RATE, "which axis is time"),
     (noise(2, 2), RATE, "which axis is time"),
     (noise(1, 2, 100), RATE, "which axis is time"),

@@ -249,8 +249,9 @@ def test_what_rests_on_nothing_may_change(tmp_path):
     with pytest.raises(SystemExit, match="another start of plain, slow"):
         noted({"slow": slow, "fast": fast}, start="a")
     noted({"slow": slow, "third": slow}, start="b")  # fast left, as where it diverges, and another one came
+    noted({"slow": slow, "third": fast}, start="b")  # of which nothing was trained
     with pytest.raises(SystemExit, match="another recipe"):
-        noted({"slow": slow, "fast": slow}, start="b")
+        noted({"slow": fast, "third": fast}, start="b")
     keep("folds/plain--a--run0.parquet")
     with pytest.raises(SystemExit, match="another recipe, candidates"):
         noted({"slow": slow, "fast": fast}, start="b")

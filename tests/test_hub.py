@@ -561,6 +561,10 @@ def test_a_pushed_adapter_leaves_its_owners_card(hub, repos):
     model.add_adapter("x", labels=["a", "b"])
     model.push_adapter_to_hub("me/x", "x")
     assert b"Not evaluated" in head(hub, "me/x")["README.md"]
+    model.delete_adapter("x")
+    model.add_adapter("x", labels=["a", "c"])
+    model.push_adapter_to_hub("me/x", "x")
+    assert b"Classes: a, c." in head(hub, "me/x")["README.md"]  # nobody wrote the one before
     api.upload_file(path_or_fileobj=b"my card", path_in_repo="README.md", repo_id="me/x")
     model.push_adapter_to_hub("me/x", "x")
     assert head(hub, "me/x")["README.md"] == b"my card"

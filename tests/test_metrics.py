@@ -121,6 +121,8 @@ def test_one_speaker_is_an_interval_over_utterances():
     alone = metrics.bootstrap_ci(labels, predictions, 4, ids)
     assert alone == metrics.bootstrap_ci(labels, predictions, 4) and alone[0] < alone[1]
     assert metrics.bootstrap_ci([0], [0], 2) == (1.0, 1.0)
+    paired = metrics.paired_test(labels, labels, predictions, 4, ids)
+    assert paired == metrics.paired_test(labels, labels, predictions, 4) and paired["p"] < 0.01
 
 
 def test_an_interval_ends_where_scores_end():

@@ -191,22 +191,25 @@ def test_every_kind_of_input_gets_the_same_answer(pipe, wav):
     assert sum(expected) == pytest.approx(1)
 
 
-def test_a_pipes_path_is_read(pipe, wav, tmp_path):
-    expected, fifo = scores(pipe(wav)), tmp_path / "fifo"
+@pytest.mark.parametrize("normalization", ["segment", "utterance"])  # the latter reads twice
+def test_a_pipes_path_is_read(normalization, wav, tmp_path):
+    pipe, fifo = S2EPipeline(tiny_model(normalization=normalization)), tmp_path / "fifo"
+    expected = scores(pipe(wav))
     os.mkfifo(fifo)
-    writer = threading.Thread(target=lambda: fifo.write_bytes(wav.read_bytes()), daemon=True)
-    writer.start()
-    answers = pipe([str(fifo), str(wav)])
-    writer.join()
-    assert [scores(answer) for answer in answers] == [expected] * 2
+    for source in (str(fifo), {"path": str(fifo), "bytes": None}):
+        writer = threading.Thread(target=lambda: fifo.write_bytes(wav.read_bytes()), daemon=True)
+        writer.start()
+        answers = pipe([source, str(wav)])
+        writer.join()
+        assert [scores(answer) for answer in answers] == [expected] * 2
 
 
 def test_a_model_in_training_is_taken_out_of_it(wav):
     model = tiny_model()
     model.add_adapter("emo", labels=LABELS)
-    model.train_adapter("emo")
     statistics = model.s2e.domains["emo"].stem.bn.running_mean.clone()
     pipe, sounds = S2EPipeline(model), [sound(n, n) for n in (30_000, 50_000)]
+    model.train_adapter("emo")
     together = pipe(sounds, batch_size=2)
     for one, answer in zip(sounds, together):
         np.testing.assert_allclose(scores(pipe(one)), scores(answer), atol=1e-6)

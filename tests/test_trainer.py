@@ -39,6 +39,17 @@ def trainer(model, folder, rows, **options):
     return Trainer(model, arguments, **given, compute_metrics=metrics)
 
 
+def test_what_cannot_be_padded_is_named():
+    rows = utterances(160, 400)
+    assert EXTRACTOR.pad(rows, return_tensors="pt")["input_values"].shape[:2] == (2, 4)
+    with pytest.raises(ValueError, match="Column 'path' holds no numbers"):
+        EXTRACTOR.pad([row | {"path": "a.wav"} for row in rows])
+    with pytest.raises(ValueError, match="nothing to pad"):
+        EXTRACTOR.pad([])
+    with pytest.raises(ValueError, match="in no other way"):
+        EXTRACTOR.pad(rows, padding="max_length", max_length=9)
+
+
 def test_accumulated_batches_make_the_step_of_one_batch(model, tmp_path):
     model.train_adapter("emo", parts=("alpha", "fc"))  # the statistics of a batch are not those of its parts
     rows, before = utterances(*[160] * 8), {name: p.clone() for name, p in model.named_parameters()}

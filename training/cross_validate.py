@@ -133,8 +133,9 @@ def check_settings(folder: Path, settings: dict, starts: dict[str, dict], source
     differing = [key for key in settings if found.get(key) != settings[key]]
     if "candidates" in found and "candidates" in settings and not trained(kept=("folds",)):
         # nothing rests on the choice yet: other recipes may join or leave, while those of one name are the same
-        settings["recipe"] = found["recipe"] | settings["recipe"]
-        same = all(settings["recipe"][name] == recipe for name, recipe in found["recipe"].items())
+        kept = {name: one for name, one in found["recipe"].items() if any(folder.glob(f"inner/{name}/*.parquet"))}
+        settings["recipe"] = kept | settings["recipe"]
+        same = all(settings["recipe"][name] == recipe for name, recipe in kept.items())
         differing = [key for key in differing if key != "candidates" and not (key == "recipe" and same)]
     others = [name for name in starts if found["starts"].get(name, starts[name]) != starts[name]]
     wrong = differing if trained() else []

@@ -3,7 +3,8 @@
 A metadata.csv has the columns ``file_name``, ``label`` and, where known, ``speaker``; the options are those
 of the manifest loader. Without it, the first folder level is the label (after train/, validation/ or test/,
 if that is how the folder begins), and the speaker is None unless ``speaker_pattern`` finds it in the path,
-as ``speaker_pattern="_([FM][0-9]+)_"`` does in ``Angry/SM1_F19_A019.wav``.
+as ``speaker_pattern="_([FM][0-9]+)_"`` does in ``Angry/SM1_F19_A019.wav``; with ``label="speaker"`` that is
+the label, too.
 """
 
 import os
