@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from .adapter_files_s2e import httpx
 from .configuration_s2e import FRONT_END_DEFAULTS
 from .feature_extraction_s2e import MAX_SAMPLE
 
@@ -281,8 +282,6 @@ def _is_url(source) -> bool:
 
 def _fetch(url: str):
     """The content behind a URL in a temporary file, which goes when it is closed."""
-    from .adapter_files_s2e import httpx
-
     file = tempfile.TemporaryFile()  # noqa: SIM115 (handed to the caller)
     try:
         with httpx.stream("GET", url, follow_redirects=True, timeout=URL_TIMEOUT) as response:

@@ -229,7 +229,7 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
             values[row, : len(item)] = item
             mask[row, : len(item)] = torch.as_tensor(known)
         data = {"input_values": values, "attention_mask": mask}
-        for name in set(items) - set(data):
+        for name in [name for name in items if name not in data]:
             column = np.asarray(items[name])
             if column.dtype.kind not in "biuf":
                 raise ValueError(f"Column {name!r} holds no numbers, so it has no place in a batch: remove it before.")

@@ -127,11 +127,11 @@ def check_settings(folder: Path, settings: dict, starts: dict[str, dict], source
     file = folder / "settings.json"
     found = json.loads(file.read_text()) if file.is_file() else {"starts": {}}
 
-    def trained(method: str = "*", kept: tuple = ("folds", "inner")) -> bool:
-        return any(any(folder.glob(f"{one}/**/{method}--*.parquet")) for one in kept)
+    def trained(method: str = "*", where: tuple = ("folds", "inner")) -> bool:
+        return any(any(folder.glob(f"{one}/**/{method}--*.parquet")) for one in where)
 
     differing = [key for key in settings if found.get(key) != settings[key]]
-    if "candidates" in found and "candidates" in settings and not trained(kept=("folds",)):
+    if "candidates" in found and "candidates" in settings and not trained(where=("folds",)):
         # nothing rests on the choice yet: other recipes may join or leave, while those of one name are the same
         kept = {name: one for name, one in found["recipe"].items() if any(folder.glob(f"inner/{name}/*.parquet"))}
         settings["recipe"] = kept | settings["recipe"]
