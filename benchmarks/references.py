@@ -50,7 +50,7 @@ from hf_s2e.training.script import (
     write_json,
 )
 from hf_s2e.utterances import audio_paths, corpus_facts, shuffled
-from hf_s2e.whole import written_whole
+from hf_s2e.whole_s2e import written_whole
 
 C_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 INNER_FOLDS = 5  # groups of training speakers that C is chosen by

@@ -13,6 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from .adapter_files_s2e import (
     ADAPTER_WEIGHTS,
+    BAD_CONFIG,
     S2EAdapterError,
     check_adapter_name,
     fetch,
@@ -30,8 +31,6 @@ from .feature_extraction_s2e import S2EFeatureExtractor
 
 logger = logging.get_logger(__name__)
 
-NOT_EVALUATED = "Not evaluated."  # on the minimal card, which a push replaces
-
 _HEAD = "classifier."  # the head's tensors in an adapter's file
 _COUNTER = "num_batches_tracked"
 
@@ -42,6 +41,7 @@ class S2EAdapterReposMixin(S2EAdapterMixin):
     _base_source: str | None = None  # where the base was loaded from: a folder (absolute) or a Hub id
     _base_revision: str | None = None  # its commit, where it came from the Hub
     _stored_fingerprint: str | None = None  # the base's, as it is stored there
+    _loaded_id: str | None = None  # the Hub id that its config had there
 
     @property
     def base_fingerprint(self) -> str:
@@ -77,6 +77,9 @@ class S2EAdapterReposMixin(S2EAdapterMixin):
     ) -> str:
         """Load an adapter repo onto this base and make it the active one.
 
+        How segments are put together is one setting of the model, for all its domains: an adapter that was
+        saved with another `aggregation` is refused.
+
         Args:
             peft_model_id: a folder or a Hub id (the name is that of transformers' own method).
             adapter_name: the name in this model; by default the one it was saved with.
@@ -88,12 +91,15 @@ class S2EAdapterReposMixin(S2EAdapterMixin):
             The adapter's name in this model.
 
         Raises:
-            S2EAdapterError: another base is needed, the files are missing or damaged, or the name is taken.
-                The model is then as it was.
+            S2EAdapterError: another base or aggregation is needed, the files are missing or damaged, or the
+                name is taken. The model is then as it was.
         """
         source = str(peft_model_id)
         where = place_of(kwargs | {"revision": revision})
-        config = read_adapter_config(self.config_class, source, where)
+        return self._load_adapter(read_adapter_config(self.config_class, source, where), source, adapter_name, where)
+
+    def _load_adapter(self, config: Any, source: str, adapter_name: str | None, where: dict[str, Any]) -> str:
+        """Load the tensors of an adapter with this config, after everything was checked."""
         self._check_base(config, source)
         name = check_adapter_name(adapter_name or config.adapter_name)
         if name in self.config.domains:
@@ -132,6 +138,12 @@ class S2EAdapterReposMixin(S2EAdapterMixin):
             raise S2EAdapterError(
                 f"Adapter {source!r}: its config.json has another front end ({config.front_end}) than its "
                 f"base ({self.config.front_end}): the file was changed; fetch it again."
+            )
+        if config.aggregation != self.config.aggregation:
+            raise S2EAdapterError(
+                f"Adapter {source!r} was saved with aggregation={config.aggregation!r}, but this model has "
+                f"{self.config.aggregation!r}, for all its domains: set model.config.aggregation first, or load the "
+                "adapter with a base of its own, by from_pretrained."
             )
 
     def save_adapter(self, save_directory: str | os.PathLike, adapter_name: str | None = None) -> None:
@@ -212,14 +224,35 @@ class S2EAdapterReposMixin(S2EAdapterMixin):
                     "the base first and set model.config.repo_id to its id."
                 )
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            place = {"repo_id": repo_id, "revision": kwargs.get("revision")}
+            _refuse_repo_with(SAFE_WEIGHTS_NAME, "a base", api, place)
             config.base_local_path = None  # means nothing elsewhere
             config.to_json_file(config_file, use_diff=True)
-            there = {"repo_id": repo_id, "filename": "README.md", "revision": kwargs.get("revision")}
-            if api.file_exists(**there) and NOT_EVALUATED not in Path(api.hf_hub_download(**there)).read_text("utf-8"):
+            if api.file_exists(filename="README.md", **place) and not self._is_minimal_card(api, place):
                 Path(folder, "README.md").unlink()  # its owner's card says more than the minimal one
             message = kwargs.pop("commit_message", f"Upload adapter {name}")
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, **kwargs)
         return commit.pr_url or commit.commit_url
+
+    def _is_minimal_card(self, api: HfApi, place: dict[str, Any]) -> bool:
+        """Whether the card of a repo is, to the letter, the one that was written for the adapter there."""
+        card, file = (api.hf_hub_download(filename=name, **place) for name in ("README.md", "config.json"))
+        try:
+            return Path(card).read_text(encoding="utf-8") == _minimal_card(self.config_class.from_json_file(file))
+        except BAD_CONFIG:
+            return False
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """As in transformers: the base and all resident adapters, as one repo.
+
+        Raises:
+            S2EAdapterError: the repo is an adapter's: see [`push_adapter_to_hub`].
+        """
+        api = HfApi(token=kwargs.get("token"))
+        repo_id = api.create_repo(repo_id, private=kwargs.get("private"), exist_ok=True).repo_id
+        place = {"repo_id": repo_id, "revision": kwargs.get("revision")}
+        _refuse_repo_with(ADAPTER_WEIGHTS, "an adapter", api, place)
+        return super().push_to_hub(repo_id, **kwargs)
 
     def save_pretrained(
         self,
@@ -231,31 +264,47 @@ class S2EAdapterReposMixin(S2EAdapterMixin):
     ) -> None:
         """As in transformers: the base, all resident adapters, and `preprocessor_config.json` beside them.
 
-        What is saved in half precision is another base, of which the adapters of this one know nothing: it is
-        saved without this one's id, with a warning.
+        With half precision or trained shared filters it is another base, of which the adapters of this one know
+        nothing: it is saved without this one's id, with a warning. Give it another, `model.config.repo_id`.
+
+        Raises:
+            S2EAdapterError: the folder holds an adapter, of which config.json would be lost.
         """
-        if push_to_hub:  # which saves to a folder of its own, and so uploads both
-            hub = {
-                key: kwargs.pop(key) for key in ("repo_id", "commit_message", "create_pr", "private") if key in kwargs
-            }
-            hub.setdefault("repo_id", Path(save_directory).name)
-            self.push_to_hub(**hub, token=kwargs.get("token"))
+        if Path(save_directory, ADAPTER_WEIGHTS).exists():
+            raise S2EAdapterError(
+                f"{str(save_directory)!r} holds an adapter ({ADAPTER_WEIGHTS}): save the whole model elsewhere, or "
+                "save_adapter() there."
+            )
+        hub_names = ("repo_id", "commit_message", "create_pr", "private")
+        hub = {"repo_id": Path(save_directory).name}
+        if push_to_hub:
+            hub |= {name: kwargs.pop(name) for name in hub_names if name in kwargs}
+            if is_main_process:  # saves to a folder of its own, and so uploads the feature extractor too
+                self.push_to_hub(**hub, token=kwargs.get("token"))
         known_as = self.config.repo_id
-        if self.config.adapters and self.dtype != torch.float32:
+        if self._is_another_base(known_as):
             logger.warning(
-                f"Saved in {self.dtype}, this is another base than {known_as or self.name_or_path!r}: adapters trained "
-                "on that one will be refused. To keep them, save the base as it was loaded in float32, or fuse()."
+                f"This is another base than {known_as or self.name_or_path!r} ({self.dtype}, or trained): adapters "
+                "of that one will be refused. To keep them, save the base as it was loaded in float32, or fuse()."
             )
             self.config.repo_id = None
         try:
             super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         finally:
-            self.config.repo_id = known_as
+            if self.dtype != torch.float32:  # in memory it still answers for that one
+                self.config.repo_id = known_as
         if not is_main_process:
             return
         S2EFeatureExtractor.from_model_config(self.config).save_pretrained(save_directory)
         if self.config.adapters and self.dtype == torch.float32 and not self._stored_somewhere():
             self._remember_base(os.path.abspath(save_directory), None)
+
+    def _is_another_base(self, known_as: str | None) -> bool:
+        """Whether adapters of the base that this model was loaded as would be refused by what is saved now."""
+        if not self.config.adapters or self.dtype != torch.float32:
+            return self.config.adapters
+        trained = self._stored_fingerprint not in (None, self.base_fingerprint)
+        return trained and known_as is not None and known_as == self._loaded_id
 
     def _stored_somewhere(self) -> bool:
         """Whether the base that this model is can still be had where it was loaded from or saved to."""
@@ -278,6 +327,12 @@ def _fill(domain: nn.Module, head: nn.Module, tensors: dict[str, torch.Tensor]) 
     head.load_state_dict({key.removeprefix(_HEAD): value for key, value in tensors.items() if key.startswith(_HEAD)})
 
 
+def _refuse_repo_with(weights: str, what: str, api: HfApi, place: dict[str, Any]) -> None:
+    """One repo holds a base or an adapter: the other's config.json would take the place of its own."""
+    if api.file_exists(filename=weights, **place):
+        raise S2EAdapterError(f"{place['repo_id']!r} holds {what} ({weights}): push to another repo.")
+
+
 def _minimal_card(config: Any) -> str:
     """A card that says what the repo is and claims nothing; `hf_s2e.cards` writes fuller ones."""
     base = config.base_model_name_or_path
@@ -296,7 +351,7 @@ def _minimal_card(config: Any) -> str:
             f"A residual adapter for a speaker-trained ResNet20{f' (`{base}`)' if base else ''}.",
             f"Classes: {labels}.",
             "",
-            NOT_EVALUATED,
+            "Not evaluated.",
             "",
         ]
     )

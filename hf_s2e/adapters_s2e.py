@@ -12,6 +12,7 @@ from torch import nn
 
 from .adapter_files_s2e import S2EAdapterError, check_adapter_name, check_labels
 from .configuration_s2e import MAX_DOMAINS, POOLINGS, label_maps
+from .network_s2e import BatchNorm
 
 ADAPTER_INITS = ("zero", "source", "kaiming")
 ADAPTER_PARTS = ("alpha", "bn", "fc")
@@ -120,7 +121,7 @@ class S2EAdapterMixin:
         for module in self.base_model.domains[name].modules():
             if isinstance(module, nn.Conv2d):
                 module.requires_grad_("alpha" in parts)
-            elif isinstance(module, nn.BatchNorm2d):
+            elif isinstance(module, BatchNorm):
                 module.requires_grad_("bn" in parts)
         if hasattr(self, "heads"):
             self.heads[name].requires_grad_("fc" in parts)
@@ -146,7 +147,7 @@ class S2EAdapterMixin:
         """Return to the adapter that was active last."""
         if self._last_adapter not in self.config.domains:
             raise S2EAdapterError(
-                "No adapter has been active: add_adapter(), load_adapter() or set_adapter() one first."
+                "No adapter has been active, or it was deleted: add_adapter(), load_adapter() or set_adapter() one."
             )
         self.set_adapter(self._last_adapter)
 

@@ -160,6 +160,8 @@ class S2EConfig(PretrainedConfig):
         if labels and "id2label" not in kwargs and "num_labels" not in kwargs:
             kwargs.update(label_maps(labels))
         super().__init__(**kwargs)
+        if sorted(self.id2label) != list(range(self.num_labels)):
+            raise ValueError(f"id2label numbers the classes {sorted(self.id2label)!r:.100}, but must count from 0.")
 
     def _validate(self, kwargs: Mapping[str, Any]) -> None:
         validate_front_end(self.front_end)
@@ -176,11 +178,11 @@ class S2EConfig(PretrainedConfig):
             raise ValueError(f"hidden_sizes={self.hidden_sizes}: each stage must be twice as wide as the one before.")
         if self.fused and self.adapters:
             raise ValueError("fused=True goes with adapters=False: a fused network has no adapters any more.")
-        self._validate_domains()
         for name in ADAPTER_FIELDS:
             expected = bool if name == "use_shared" else str
             if not isinstance(getattr(self, name), expected | None):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be a {expected.__name__}.")
+        self._validate_domains()
         count = kwargs.get("num_labels")
         if count is not None and not 1 <= count <= MAX_LABELS:
             raise ValueError(f"num_labels is {count}, but must be 1 to {MAX_LABELS}.")
@@ -197,6 +199,11 @@ class S2EConfig(PretrainedConfig):
             if not isinstance(name, str) or not DOMAIN_NAME.fullmatch(name):
                 raise ValueError(f"{name!r:.100} cannot be a domain's name: {NAME_RULE}.")
             _one_of(f"pooling of domain {name!r}", spec.get("pooling", "mean"), POOLINGS)
+            if not isinstance(spec.get("use_shared", True), bool):
+                raise ValueError(f"use_shared of domain {name!r} is {spec['use_shared']!r}, but must be a bool.")
+            labels = spec.get("labels", [])
+            if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
+                raise ValueError(f"labels of domain {name!r} are {labels!r:.100}, but must be a list of names.")
             if "labels" not in spec and name != self.active_domain:
                 raise ValueError(f"domain {name!r} has no labels; only the active domain's are in id2label.")
 

@@ -1,6 +1,6 @@
 """The front end: waveform -> mu-law spectrogram segments (section IV-A).
 
-One implementation in torch serves the feature extractor, training on the accelerator and the exported graph.
+One implementation in torch serves the feature extractor, the pipeline and training on the accelerator.
 """
 
 import math
@@ -89,20 +89,20 @@ class S2EFrontEnd:
 
     def peak(self, waveform: torch.Tensor) -> float:
         """The largest magnitude of an utterance (samples,): what `normalization="utterance"` divides by."""
-        return float(self._utterance(waveform).amax())
+        return float(self.magnitudes(waveform).amax())
 
     def __call__(self, waveform: torch.Tensor, maximum: float | None = None) -> torch.Tensor:
         """One utterance (samples,) -> (segments, bins, frames).
 
         `maximum` replaces the utterance's own largest magnitude where `normalization="utterance"`.
         """
-        magnitude = self._utterance(waveform)
+        magnitude = self.magnitudes(waveform)
         if self.normalization == "utterance" and maximum is None:
             maximum = magnitude.amax()
         # (frames, bins) -> (segments, bins, frames of the segment)
         return self.mu_law(magnitude.unfold(0, self.frames, self.segment_hop // self.hop_length), maximum)
 
-    def _utterance(self, waveform: torch.Tensor) -> torch.Tensor:
+    def magnitudes(self, waveform: torch.Tensor) -> torch.Tensor:
         """Magnitude spectrogram (samples,) -> (frames, bins) of just the frames that are in segments."""
         count = self.num_segments(waveform.shape[-1])
         frames = self.frames + self.segment_hop // self.hop_length * (count - 1)
@@ -157,6 +157,7 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
             sampling_rate: Hz. Must be this extractor's (16000); give it, so that a wrong rate is noticed:
                 without it there is a warning.
             return_tensors: `"pt"` or `"np"` (the default).
+            **kwargs: as of [`pad`].
 
         Returns:
             `input_values` float32 (batch, segments, bins, frames), zero-padded to the longest utterance, and
@@ -164,7 +165,8 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             ValueError: another sampling rate, empty audio, more than one channel, integers, NaN or infinite
-                samples.
+                samples, a kind of padding other than to the longest.
+            TypeError: a keyword that is not known.
 
         Warns:
             UserWarning: a waveform in which every sample is zero.
@@ -183,6 +185,7 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
         return self.pad(
             {"input_values": [front_end(_waveform(item)) for item in _as_list(raw_speech)]},
             return_tensors=return_tensors,
+            **kwargs,
         )
 
     def pad(

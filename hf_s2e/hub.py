@@ -149,6 +149,7 @@ def pull(
     Raises:
         S2EHubError: the Hub refused or could not be reached. A pull that broke off can be repeated.
         S2EAdapterError: what arrived is damaged (twice: it is fetched again once), or no adapter's.
+        FileExistsError: the base's folder in `to` holds another base, which other adapters there may need.
     """
     validate_repo_id(repo_id)
     check_revision(revision)
@@ -163,12 +164,29 @@ def _pull(repo_id: str, revision: str | None, to, token: str | None, *, force: b
     if is_adapter(folder):
         config = read_config(folder)
         base_id, commit = config.get("base_model_name_or_path"), config.get("base_model_revision")
-        if not isinstance(base_id, str) or base_id.rpartition("/")[2] == repo_id.rpartition("/")[2]:
+        if not isinstance(base_id, str) or base_id == repo_id:
             raise S2EAdapterError(f"Adapter {repo_id!r} names the base {base_id!r}: that cannot be one.")
         check_revision(commit)
+        if to is not None:
+            _check_place(_place(base_id, to), folder, str(config.get("base_fingerprint")))
         base = (None if force or to else _in_cache(base_id, commit)) or _download(base_id, commit, to, token, force)
     check_repo(folder, base)
     return folder
+
+
+def _place(repo_id: str, to: str | os.PathLike) -> Path:
+    return Path(to, repo_id.rpartition("/")[2])
+
+
+def _check_place(place: Path, adapter: Path, fingerprint: str) -> None:
+    """Raise FileExistsError where an adapter's base would be written over another base, or over the adapter."""
+    try:
+        found = fingerprint_of(place / BASE_WEIGHTS, S2EConfig.from_json_file(place / "config.json"))
+    except (*BAD_CONFIG, SafetensorError):  # nothing there, or not whole
+        found = fingerprint
+    if place.resolve() == adapter.resolve() or found != fingerprint:
+        what = "the adapter itself" if found == fingerprint else f"another base (fingerprint {found[:12]})"
+        raise FileExistsError(f"{place} holds {what}, not the base of {adapter.name}: pull into another folder.")
 
 
 def _in_cache(base_id: str, commit: str | None) -> Path | None:
@@ -182,7 +200,7 @@ def _download(repo_id: str, revision: str | None, to, token: str | None, force: 
         found = snapshot_download(
             repo_id,
             revision=revision,
-            local_dir=None if to is None else Path(to, repo_id.rpartition("/")[2]),
+            local_dir=None if to is None else _place(repo_id, to),
             token=token,
             allow_patterns=list(PULLED),
             force_download=force,

@@ -1,5 +1,6 @@
 """The models: segments to embeddings, and utterances to posteriors of whichever domain is asked."""
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +21,16 @@ from .adapter_files_s2e import (
     HUB_FAILURES,
     PLACE_KEYWORDS,
     S2EAdapterError,
+    check_adapter_name,
     fetch,
     find_base,
     place_of,
+    read_adapter_config,
 )
 from .adapter_repos_s2e import S2EAdapterReposMixin
 from .configuration_s2e import S2EConfig
 from .feature_extraction_s2e import S2EFeatureExtractor
-from .network_s2e import S2EDomain, S2ESharedNetwork
+from .network_s2e import BatchNorm, S2EDomain, S2ESharedNetwork
 
 
 @dataclass
@@ -69,6 +72,10 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
     _no_split_modules = ("S2EModel",)  # a block and its adapters belong on one device
     accepts_loss_kwargs = False  # the loss is the batch's mean: Trainer divides it where it accumulates
 
+    def __init__(self, config: S2EConfig, *inputs, **kwargs):
+        # a copy, because it says which adapters are loaded: another model of the same config has its own
+        super().__init__(copy.deepcopy(config), *inputs, **kwargs)
+
     def _new_head(self, spec: dict[str, Any], labels: Sequence[str]) -> nn.Linear:
         """A domain's classifier (FC in Table I)."""
         parts = 2 if spec.get("pooling") == "mean_std" else 1
@@ -83,7 +90,7 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
         elif isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, BatchNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
             init.zeros_(module.running_mean)
@@ -94,7 +101,7 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
         """As in torch, but a frozen batch norm stays in evaluation mode: frozen means its statistics too."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+            if isinstance(module, BatchNorm) and not module.weight.requires_grad:
                 module.eval()
         return self
 
@@ -116,12 +123,13 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
             base_model: for an adapter repo: its base, as a folder, a Hub id or a model in memory (to which
                 the adapter is then added). By default the repo says where its base is.
             dtype: of the parameters. Weights are read and the base's fingerprint is taken in fp32; then
-                comes the cast.
-            **kwargs: as in transformers.
+                comes the cast. A model in memory keeps its own.
+            **kwargs: as in transformers, and `adapter_name`, as of `load_adapter`.
 
         Raises:
             S2EAdapterError: an adapter does not fit its base or its base cannot be found; weights are
-                damaged; or the repo's config and feature extractor disagree about the front end.
+                damaged; or the repo's config and feature extractor disagree about the front end. A model in
+                memory is then as it was.
         """
         source = str(pretrained_model_name_or_path)
         dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
@@ -149,12 +157,20 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
             raise S2EAdapterError(
                 f"{source!r}: {SAFE_WEIGHTS_NAME} is not a whole safetensors file ({error}); fetch it again."
             ) from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise S2EAdapterError(
+                f"{source!r}: the tensors of {SAFE_WEIGHTS_NAME} do not have the shapes that config.json and the "
+                "arguments ask for: fetch it again, or pass ignore_mismatched_sizes=True for new ones instead."
+            ) from error
         model, *info = model if isinstance(model, tuple) else (model,)  # output_loading_info=True
         if os.path.isdir(source):
             model._remember_base(os.path.abspath(Path(source, where.get("subfolder", ""))), None)
         else:
             config_file = fetch(source, "config.json", required=False, **where)
             model._remember_base(source, extract_commit_hash(config_file, None))
+        model._loaded_id = model.config.repo_id
         model._cast(dtype)
         return (model, *info) if info else model
 
@@ -163,19 +179,25 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
         cls, source: str, config: Any, base_model: Any, where: dict, options: dict, dtype: Any
     ):
         """An adapter repo with its base."""
-        model = base_model
-        if not isinstance(base_model, PreTrainedModel):
-            model = cls._base_of_adapter(source, config, base_model, where, options)
-        model, *info = model if isinstance(model, tuple) else (model,)  # output_loading_info=True
-        model.load_adapter(source, **where)
-        if config.num_labels != model.config.num_labels:
+        adapter = read_adapter_config(cls.config_class, source, where)
+        if config.num_labels != adapter.num_labels:
             raise S2EAdapterError(
-                f"Adapter {source!r} has {model.config.num_labels} classes, but {config.num_labels} were "
+                f"Adapter {source!r} has {adapter.num_labels} classes, but {config.num_labels} were "
                 "asked for: its classes are its own; add_adapter() a new one for others."
             )
-        # what the caller changed at loading
-        model.config.update({name: getattr(config, name) for name in ("id2label", "label2id", "aggregation")})
-        model._cast(dtype)
+        adapter.aggregation, name = config.aggregation, config.adapter_name  # where the caller gave others
+        if in_memory := isinstance(base_model, PreTrainedModel):
+            model, info = base_model, ()
+        else:
+            model = cls._base_of_adapter(source, config, base_model, where, options)
+            model, *info = model if isinstance(model, tuple) else (model,)  # output_loading_info=True
+            model.config.aggregation = adapter.aggregation
+            if name in model.adapter_names:  # saved in the base too, as a checkpoint has it
+                model.delete_adapter(name)
+        model._load_adapter(adapter, source, name, where)
+        model.config.update({"id2label": config.id2label, "label2id": config.label2id})
+        if not in_memory:
+            model._cast(dtype)
         return (model, *info) if info else model
 
     @classmethod
@@ -234,7 +256,9 @@ class S2EModel(S2EPreTrainedModel):
     def __init__(self, config: S2EConfig):
         super().__init__(config)
         self.shared = S2ESharedNetwork(config)
-        self.domains = nn.ModuleDict({name: self._new_domain(spec) for name, spec in config.domains.items()})
+        self.domains = nn.ModuleDict(
+            {check_adapter_name(name): self._new_domain(spec) for name, spec in config.domains.items()}
+        )
         self.post_init()
 
     def _new_domain(self, spec: dict[str, Any]) -> S2EDomain:
@@ -265,7 +289,7 @@ class S2EModel(S2EPreTrainedModel):
         output = S2EModelOutput(
             embeddings=embedded.sum(dim=1) / mask.sum(dim=1, keepdim=True), segment_embeddings=embedded
         )
-        return output if return_dict is not False else output.to_tuple()
+        return _as_asked(output, return_dict, self.config)
 
     def _valid_segments(self, input_values, attention_mask) -> tuple[torch.Tensor, torch.Tensor]:
         """The segments that are there, (n, bins, frames), and where they were: bool (batch, segments)."""
@@ -298,7 +322,8 @@ class S2EForAudioClassification(S2EPreTrainedModel):
 
     def __init__(self, config: S2EConfig):
         super().__init__(config)
-        self.s2e = S2EModel(config)
+        self.s2e = S2EModel(self.config)
+        self.s2e.config = self.config  # one for both, as everywhere in transformers
         self.heads = nn.ModuleDict(
             {name: self._new_head(spec, config.labels_of(name)) for name, spec in config.domains.items()}
         )
@@ -333,7 +358,7 @@ class S2EForAudioClassification(S2EPreTrainedModel):
             output = self._classify_mixed(segments, mask, adapter_names)
         if labels is not None:  # a new output, because the loss comes first in its tuple
             output = S2EClassifierOutput(loss=self._loss(output, labels), **output)
-        return output if return_dict is not False else output.to_tuple()
+        return _as_asked(output, return_dict, self.config)
 
     def _classify(self, segments: torch.Tensor, mask: torch.Tensor, domain: str) -> S2EClassifierOutput:
         embedded = self.s2e.embed_segments(segments, domain)
@@ -390,6 +415,10 @@ class S2EForAudioClassification(S2EPreTrainedModel):
                     f"{int(sizes.expand(len(labels))[row])} classes, counted from 0."
                 )
         return F.nll_loss(output.logits, labels)
+
+
+def _as_asked(output: ModelOutput, return_dict: bool | None, config: S2EConfig) -> ModelOutput | tuple:
+    return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
 def _scatter(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,8 @@ from torch import nn
 
 from .configuration_s2e import S2EConfig
 
+BatchNorm = nn.modules.batchnorm._BatchNorm  # nn.SyncBatchNorm too
+
 
 class _FrozenFilterConv(torch.autograd.Function):
     """`(F + alpha) * x` where only alpha and x get a gradient.

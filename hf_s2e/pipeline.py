@@ -3,7 +3,7 @@
 import itertools
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -68,14 +68,18 @@ class S2EPipeline(AudioClassificationPipeline):
         Raises:
             AudioError: a single sound cannot be used.
         """
+        if hasattr(inputs, "column_names"):
+            raise TypeError(f"A {type(inputs).__name__} is not a sound: give its column of sounds, dataset['audio'].")
         if isinstance(inputs, (list, tuple)):
             inputs = list(inputs)
             if not inputs:  # transformers looks at the first one
                 return []
+        elif isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, bytearray, memoryview, array)):
+            inputs = (sound for sound in inputs)  # a column of datasets, read sound by sound
         return super().__call__(inputs, **kwargs)
 
     def check_model_type(self, supported_models) -> None:
-        if getattr(self.model.config, "model_type", None) != "s2e":
+        if getattr(self.model.config, "model_type", None) != "s2e" or not hasattr(self.model, "heads"):
             raise TypeError(
                 f"S2EPipeline got a {type(self.model).__name__}; expected an S2EForAudioClassification. For "
                 'other models use pipeline("audio-classification").'
@@ -135,6 +139,8 @@ class S2EPipeline(AudioClassificationPipeline):
         return answer
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected a number of sounds from 1 up.")
         if num_workers:
             logger.warning_once("S2EPipeline decodes in this process: num_workers has no effect.")
         indexed = isinstance(inputs, Sized) and not isinstance(inputs, IterableDataset)
@@ -241,10 +247,8 @@ def _chunks(
 
 def _peak(front_end: S2EFrontEnd, waveform: torch.Tensor, left: int, right: int) -> float:
     """The largest magnitude in the segments of a chunk that are not left out."""
-    shift = front_end.segment_hop // front_end.hop_length  # frames
-    count = front_end.num_segments(len(waveform))
-    magnitude = front_end.magnitude(front_end.pad(waveform))
-    return float(magnitude[left * shift : front_end.frames + shift * (count - 1 - right)].amax())
+    shift, magnitude = front_end.segment_hop // front_end.hop_length, front_end.magnitudes(waveform)
+    return float(magnitude[left * shift : len(magnitude) - right * shift].amax())
 
 
 PIPELINE_REGISTRY.register_pipeline(

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .utterances import canonical, corpus_facts, corpus_name, few, shuffled
-from .whole import written_whole
+from .whole_s2e import written_whole
 
 # EmoBox's published folds of RAVDESS: the test actors of each
 EMOBOX_RAVDESS = (

@@ -78,7 +78,8 @@ def push(
     Raises:
         ValueError: a folder holds no repo, or the namespace cannot be one.
         S2EAdapterError: a repo is damaged, or an adapter belongs to another base than the one beside it.
-        S2EHubError: the Hub refused or could not be reached. Each repo is published whole or not at all.
+        S2EHubError: the Hub refused or could not be reached. Each repo is published whole or not at all, and
+            none where one of them has another error.
     """
     folders = [repo.resolve() for folder in folders for repo in find_repos(folder)]
     if "/" in namespace:
@@ -86,20 +87,21 @@ def push(
     if name and len(folders) != 1:
         raise ValueError(f"name={name!r} is for one repo, but {len(folders)} were given.")
     names = {folders[0]: name} if name else {}
+    repos = {folder: f"{namespace}/{names.get(folder, folder.name)}" for folder in _with_bases(folders, names)}
+    published = {folder: (repo_id, NEW_COMMIT) for folder, repo_id in repos.items()}  # a base's new id and commit
+    # all of them before the first is sent: an adapter that is refused must not have published its base
+    planned = [prepare(folder, repo_id, published.get(local_base(folder))) for folder, repo_id in repos.items()]
+    if dry_run:
+        return [(upload, None) for upload in planned]
     api, done = HfApi(token=token), []
-    published: dict[Path, tuple[str, str]] = {}  # folder of a base -> its new id and commit
-    for folder in _with_bases(folders, names):
-        repo_id = f"{namespace}/{names.get(folder, folder.name)}"
-        upload, url = prepare(folder, repo_id, published.get(local_base(folder))), None
-        commit = NEW_COMMIT
-        if not dry_run:
-            with asking_the_hub(f"cannot push {upload.repo_id}"):
-                api.create_repo(upload.repo_id, private=private, exist_ok=True)
-                operations = [CommitOperationAdd(name, content) for name, content in upload.files.items()]
-                info = api.create_commit(upload.repo_id, operations, commit_message=f"Upload {folder.name}")
-            commit, url = info.oid, info.commit_url
-        published[folder] = (upload.repo_id, commit)
-        done.append((upload, url))
+    for folder, repo_id in repos.items():
+        upload = prepare(folder, repo_id, published.get(local_base(folder)))
+        with asking_the_hub(f"cannot push {repo_id}"):
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            operations = [CommitOperationAdd(name, content) for name, content in upload.files.items()]
+            commit = api.create_commit(repo_id, operations, commit_message=f"Upload {folder.name}")
+        published[folder] = (repo_id, commit.oid)
+        done.append((upload, commit.commit_url))
     return done
 
 

@@ -68,6 +68,9 @@ class AdapterCache:
                 "split the batch, or raise it."
             )
         with self._lock:
+            for key, name in list(self._names.items()):
+                if name not in self.model.config.domains:  # deleted by somebody else
+                    del self._names[key]
             for key in needed:  # first, so that none of them is let go for another
                 if key in self._names:
                     self._names.move_to_end(key)

@@ -298,6 +298,87 @@ def test_a_base_saved_in_half_precision_loses_its_id(base, tmp_path):
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["repo_id"] == "me/tiny-base"
 
 
+def test_a_base_with_trained_filters_loses_its_id(base, tmp_path, caplog):
+    with torch.no_grad():
+        base.s2e.shared.stem.weight.mul_(2)
+    base.save_pretrained(tmp_path / "trained")
+    assert base.config.repo_id is None and "another base than 'me/tiny-base'" in caplog.text
+    base.config.repo_id = "me/new"
+    base.s2e.shared.stem.weight.data.mul_(2)
+    base.save_pretrained(tmp_path / "trained")
+    assert json.loads((tmp_path / "trained" / "config.json").read_text())["repo_id"] == "me/new"
+
+
+def test_a_base_trained_from_scratch_keeps_its_id_at_every_checkpoint(tmp_path):
+    model = tiny_model(repo_id="me/mine")
+    for step in ("1", "2"):
+        model.save_pretrained(tmp_path / step)
+        model.s2e.shared.stem.weight.data.mul_(2)
+        assert json.loads((tmp_path / step / "config.json").read_text())["repo_id"] == "me/mine"
+
+
+def test_a_whole_model_is_not_saved_over_an_adapter(base, adapter):
+    before = (adapter / "config.json").read_bytes()
+    with pytest.raises(S2EAdapterError, match="holds an adapter"):
+        base.save_pretrained(adapter)
+    assert (adapter / "config.json").read_bytes() == before and not (adapter / "model.safetensors").exists()
+
+
+@torch.no_grad()
+def test_an_adapter_whose_base_folder_holds_it_too(base, adapter, tmp_path):
+    """As after a training with checkpoints: the whole model is the base of the adapter that was saved last."""
+    base.save_pretrained(tmp_path / "checkpoint-500")
+    model = S2EForAudioClassification.from_pretrained(tmp_path / "checkpoint-500")
+    scramble(model.s2e.domains["emo"])
+    model.save_adapter(tmp_path / "saved")
+    x = segments(2)
+    loaded = S2EForAudioClassification.from_pretrained(tmp_path / "saved")
+    assert loaded.adapter_names == ["emo"] and torch.equal(loaded(x).logits, model(x).logits)
+    both = S2EForAudioClassification.from_pretrained(tmp_path / "saved", adapter_name="again")
+    assert both.adapter_names == ["emo", "again"] and torch.equal(both(x).logits, model(x).logits)
+    assert torch.equal(both(x, adapter_names=["emo"] * 2).logits, base(x).logits)
+
+
+@torch.no_grad()
+def test_an_adapter_of_another_aggregation(base, adapter):
+    rewrite(adapter, aggregation="max")
+    x, model = segments(1, 3), fresh(base)
+    before = model(x).logits
+    for load in (model.load_adapter, lambda path: type(model).from_pretrained(path, base_model=model)):
+        with pytest.raises(S2EAdapterError, match="aggregation='max', but this model has 'mean'"):
+            load(adapter)
+    assert model.adapter_names == [] and torch.equal(model(x).logits, before)
+    whole = S2EForAudioClassification.from_pretrained(adapter)
+    model.config.aggregation = "max"
+    model.load_adapter(adapter)
+    assert torch.equal(whole(x).logits, model(x).logits) and whole.config.aggregation == "max"
+
+
+def test_a_model_in_memory_is_not_changed_by_what_is_refused_or_asked_of_the_adapter(base, adapter):
+    model = fresh(base)
+    with pytest.raises(S2EAdapterError, match="but 9 were asked for"):
+        S2EForAudioClassification.from_pretrained(adapter, base_model=model, num_labels=9)
+    assert model.adapter_names == []
+    same = S2EForAudioClassification.from_pretrained(adapter, base_model=model, dtype=torch.bfloat16)
+    assert same is model and model.dtype == torch.float32 and model.adapter_names == ["emo"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "says"),
+    [
+        ({"id2label": {"0": "a", "1": "b"}}, S2EAdapterError, "do not have the shapes"),
+        ({"id2label": {"0": "a", "2": "b"}}, ValueError, "must count from 0"),
+        ({"domains": {"speaker": {}, "emo": {"labels": 5}}}, ValueError, "labels of domain 'emo' are 5"),
+        ({"domains": {"speaker": {}, "emo": {"labels": ["a"], "use_shared": 1}}}, ValueError, "must be a bool"),
+        ({"domains": {"speaker": {}, "train": {"labels": ["a"]}}}, S2EAdapterError, "torch uses it itself"),
+    ],
+)
+def test_a_base_whose_config_does_not_fit_is_refused_in_a_sentence(base, fields, error, says):
+    rewrite(Path(base._base_source), **fields)
+    with pytest.raises(error, match=says):
+        S2EForAudioClassification.from_pretrained(base._base_source)
+
+
 def test_a_base_whose_settings_disagree_is_refused(base):
     rewrite(Path(base._base_source), mu=100.0)
     with pytest.raises(S2EAdapterError, match=r"mu is 255.0 there and 100.0 here"):
@@ -594,7 +675,7 @@ def test_mutated_configs_do_not_harm_from_pretrained(base, adapter):
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024 < 200
 
 
-def test_a_base_cannot_be_written_over_by_a_config(tmp_path):
+def test_a_config_for_an_absurd_network_is_refused(tmp_path):
     """A config that asks for an absurd network is refused before anything is built."""
     tiny_config().save_pretrained(tmp_path)
     rewrite(tmp_path, num_labels=10**12, id2label=None)

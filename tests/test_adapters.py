@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny import LABELS, add_scrambled_adapter, segments, tiny_model
+from tiny import LABELS, add_scrambled_adapter, segments, tiny_config, tiny_model
 from torch import nn
 
-from hf_s2e import S2EAdapterError
+from hf_s2e import S2EAdapterError, S2EForAudioClassification
 
 
 def snapshot(model) -> dict[str, torch.Tensor]:
@@ -239,6 +239,27 @@ def test_choosing():
         with pytest.raises(S2EAdapterError, match=says):
             model.set_adapter(wrong)
     assert model.active_adapters() == ["two"]
+
+
+def test_models_of_one_config_have_adapters_of_their_own():
+    config = tiny_config()
+    one, other = S2EForAudioClassification(config), S2EForAudioClassification(config)
+    one.add_adapter("emo", labels=LABELS)
+    other.add_adapter("emo", labels=["a", "b"])
+    one.add_adapter("more", labels=LABELS)
+    assert other.adapter_names == ["emo"] and config.domains.keys() == {"speaker"}
+    assert one.s2e.config is one.config and other(segments(1)).logits.shape == (1, 2)
+
+
+def test_batch_norms_of_several_gpus_freeze_and_learn_as_others():
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(tiny_model())
+    model.add_adapter("emo", labels=LABELS)
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.train_adapter("emo", parts=("fc",))
+    assert not any(bn.training for bn in model.modules() if isinstance(bn, torch.nn.SyncBatchNorm))
+    model.train_adapter("emo", parts=("bn",))
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learning and all(".domains.emo." in name and ".bn." in name for name in learning)
 
 
 def test_nothing_to_enable():

@@ -209,6 +209,15 @@ def test_another_sampling_rate_is_refused():
         S2EFeatureExtractor()(voice(1.0), sampling_rate=8000)
 
 
+def test_what_a_call_cannot_do_is_refused():
+    extractor, wave = S2EFeatureExtractor(), np.ones(16_000, np.float32)
+    with pytest.raises(ValueError, match="in no other way"):
+        extractor(wave, sampling_rate=16_000, max_length=8_000, truncation=True, padding="max_length")
+    with pytest.raises(TypeError, match="do_normalize"):
+        extractor(wave, sampling_rate=16_000, do_normalize=True)
+    extractor(wave, sampling_rate=16_000, padding=True)
+
+
 def test_the_extractor_is_the_models(tmp_path):
     config = S2EConfig(**FRONT_END, mu=100.0, normalization="utterance", drop_tail=True)
     extractor = S2EFeatureExtractor.from_model_config(config)

@@ -163,7 +163,42 @@ def test_a_damaged_or_foreign_adapter_is_not_published(hub, repos, tmp_path):
     other.save_pretrained(copy / "base")
     with pytest.raises(S2EAdapterError, match="that base was changed or is damaged"):
         push([copy / "radio"], "me")
-    assert not any("calls" in name or "radio" in name for name in hub.repos)
+    assert hub.repos == {}
+
+
+def test_an_adapter_that_names_a_folder_of_this_machine_does_not_publish_it(hub, repos, tmp_path):
+    """Bases go first, but what is wrong with an adapter is found before anything is sent."""
+    copy = make_repos(tmp_path / "received", **TINY)
+    torch.manual_seed(1)
+    S2EForAudioClassification(S2EConfig(**TINY, num_labels=5)).save_pretrained(tmp_path / "private")
+    config = json.loads((copy / "calls" / "config.json").read_text())
+    (copy / "calls" / "config.json").write_text(json.dumps(config | {"base_local_path": "../../private"}))
+    with pytest.raises(S2EAdapterError, match="that base was changed or is damaged"):
+        push([copy / "calls"], "me")
+    assert hub.repos == {}
+
+
+def test_a_base_and_an_adapter_do_not_overwrite_each_other(hub, repos, tmp_path):
+    push([repos], "me")
+    before = {name: head(hub, name) for name in hub.repos}
+    model = S2EForAudioClassification.from_pretrained("me/calls")
+    with pytest.raises(S2EAdapterError, match="'me/calls' holds an adapter"):
+        model.push_to_hub("me/calls")
+    with pytest.raises(S2EAdapterError, match="'me/base' holds a base"):
+        model.push_adapter_to_hub("me/base", "calls")
+    with pytest.raises(S2EAdapterError, match="holds an adapter"):
+        model.save_pretrained(tmp_path / "elsewhere", push_to_hub=True, repo_id="me/radio")
+    assert before == {name: head(hub, name) for name in hub.repos}
+    model.push_to_hub("whole")  # of the one who is logged in
+    assert S2EForAudioClassification.from_pretrained("me/whole").active_adapter() == "calls"
+
+
+def test_only_the_main_process_uploads(hub, repos, tmp_path):
+    model = S2EForAudioClassification.from_pretrained(repos / "base")
+    model.save_pretrained(tmp_path / "rank1", is_main_process=False, push_to_hub=True, repo_id="me/rank1")
+    assert hub.repos == {}
+    model.save_pretrained(tmp_path / "rank0", push_to_hub=True, repo_id="me/rank0")
+    assert {"model.safetensors", "preprocessor_config.json"} <= set(head(hub, "me/rank0"))
 
 
 @pytest.mark.parametrize("namespace", ["a/b", "../me", "me me", ""])
@@ -310,6 +345,36 @@ def test_pull_to_a_folder_works_without_the_hub(hub, repos, tmp_path, monkeypatc
     forget(monkeypatch, tmp_path)
     expected = answer(S2EForAudioClassification.from_pretrained(repos / "calls"))
     torch.testing.assert_close(answer(S2EForAudioClassification.from_pretrained(folder)), expected)
+
+
+def test_pull_does_not_take_away_another_adapters_base(hub, repos, tmp_path):
+    push([repos], "me")
+    pull("me/calls", to=tmp_path / "models")
+    other = make_repos(tmp_path / "other", **TINY)
+    model = S2EForAudioClassification.from_pretrained(other / "base")
+    with torch.no_grad():
+        model.s2e.shared.stem.weight.mul_(2)
+    model.save_pretrained(tmp_path / "changed" / "base")
+    model.add_adapter("third", labels=["a", "b"])
+    model.save_adapter(tmp_path / "changed" / "third")
+    push([tmp_path / "changed"], "me")  # the base gets a new commit
+    with pytest.raises(FileExistsError, match="holds another base"):
+        pull("me/third", to=tmp_path / "models")
+    assert S2EForAudioClassification.from_pretrained(tmp_path / "models" / "calls").active_adapter() == "calls"
+    S2EForAudioClassification.from_pretrained(pull("me/third", to=tmp_path / "more"))
+    pull("me/calls", to=tmp_path / "models")  # again
+
+
+def test_an_adapter_called_as_its_base_is_pulled_to_the_cache(hub, repos, tmp_path, monkeypatch):
+    push([repos / "base"], "me")
+    model = S2EForAudioClassification.from_pretrained("me/base")
+    model.add_adapter("x", labels=["a", "b"])
+    monkeypatch.setenv("HF_TOKEN", hub.other_token)
+    theirs = f"{hub.other}/base"
+    model.push_adapter_to_hub(theirs, "x")
+    assert S2EForAudioClassification.from_pretrained(pull(theirs), base_model="me/base").active_adapter() == "x"
+    with pytest.raises(FileExistsError, match="holds the adapter itself"):
+        pull(theirs, to=tmp_path / "models")
 
 
 def test_what_a_download_costs(hub, tmp_path):
@@ -564,7 +629,12 @@ def test_a_pushed_adapter_leaves_its_owners_card(hub, repos):
     model.delete_adapter("x")
     model.add_adapter("x", labels=["a", "c"])
     model.push_adapter_to_hub("me/x", "x")
-    assert b"Classes: a, c." in head(hub, "me/x")["README.md"]  # nobody wrote the one before
+    card = head(hub, "me/x")["README.md"]
+    assert b"Classes: a, c." in card  # nobody wrote the one before
+    mine = card + b"\n## How it was recorded\n"
+    api.upload_file(path_or_fileobj=mine, path_in_repo="README.md", repo_id="me/x")
+    model.push_adapter_to_hub("me/x", "x")
+    assert head(hub, "me/x")["README.md"] == mine
     api.upload_file(path_or_fileobj=b"my card", path_in_repo="README.md", repo_id="me/x")
     model.push_adapter_to_hub("me/x", "x")
     assert head(hub, "me/x")["README.md"] == b"my card"
@@ -645,6 +715,14 @@ def test_cache_lets_go_what_was_used_longest_ago(cache, three):
         with cache.resident([source]):
             pass
     assert a in cache and c in cache and b not in cache
+
+
+def test_cache_loads_again_what_was_deleted(cache, three):
+    with cache.resident([three[0]]) as (name,):
+        pass
+    cache.model.delete_adapter(name)
+    with cache.resident([three[0]]) as names:
+        assert names == cache.model.adapter_names == [name]
 
 
 def test_cache_keeps_what_the_batch_needs(cache, three):

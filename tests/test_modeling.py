@@ -281,6 +281,8 @@ def test_loss_is_cross_entropy_of_the_posterior():
     torch.testing.assert_close(output.loss, F.cross_entropy(output.logits, labels))
     assert output.to_tuple()[0] is output.loss
     assert model(x, labels=labels, return_dict=False)[0] == output.loss
+    model.config.return_dict = False
+    assert model(x, labels=labels)[0] == output.loss and model.s2e(x)[0].shape == output.embeddings.shape
     with pytest.raises(ValueError, match="row 1 is 5, but its domain has 5 classes"):
         model(x, labels=torch.tensor([0, 5, 0, 0]))
 

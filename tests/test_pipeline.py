@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -295,6 +296,11 @@ def test_lists_generators_and_datasets(pipe, wav):
 
     assert [scores(answer) for answer in pipe(Stream())] == [expected] * 3
 
+    recordings = datasets.Dataset.from_dict({"audio": [{"path": str(wav)}] * 3})
+    assert [scores(answer) for answer in pipe(recordings["audio"])] == [expected] * 3
+    with pytest.raises(TypeError, match=r"its column of sounds, dataset\['audio'\]"):
+        pipe(recordings)
+
     stream = pipe(endless(), batch_size=2)
     assert [scores(next(stream)) for _ in range(3)] == [expected] * 3
 
@@ -321,6 +327,8 @@ def test_wrong_parameters_are_refused(pipe):
             pipe(sound(100), top_k=top_k)
     with pytest.raises(ValueError, match="function_to_apply"):
         pipe(sound(100), function_to_apply="argmax")
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        pipe([sound(100)], batch_size=0)
     with pytest.raises(TypeError, match="chunk_length_s"):
         pipe(sound(100), chunk_length_s=10)
 
@@ -365,6 +373,8 @@ def test_other_models_are_refused():
     other = transformers.ASTForAudioClassification(config)
     with pytest.raises(TypeError, match="S2EForAudioClassification"):
         S2EPipeline(other, feature_extractor=S2EFeatureExtractor(), device="cpu")
+    with pytest.raises(TypeError, match="got a S2EModel"):
+        S2EPipeline(tiny_model().s2e, device="cpu")
 
 
 # -- the factory of transformers

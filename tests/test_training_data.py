@@ -20,7 +20,7 @@ from hf_s2e.training import data
 from hf_s2e.training.data import SegmentDataset, ShuffledBatches, WaveStore
 from hf_s2e.training.engine import Spectrograms, predict
 from hf_s2e.training.recipe import Recipe
-from hf_s2e.whole import written_whole
+from hf_s2e.whole_s2e import written_whole
 
 RATE = 16_000
 

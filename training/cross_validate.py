@@ -17,16 +17,20 @@ import json
 import os
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from accelerate import Accelerator
 from accelerate.utils import set_seed
+from datasets import Dataset
 
 from hf_s2e.adapter_files_s2e import tensors_sha256
 from hf_s2e.audit import audit
 from hf_s2e.protocols import Protocol, choice_protocol
 from hf_s2e.reports import latex_table, markdown_table, summarize
 from hf_s2e.results import finished_folds
+from hf_s2e.training.data import WaveStore
 from hf_s2e.training.engine import predict, train
 from hf_s2e.training.fold_runs import (
     Job,
@@ -37,6 +41,7 @@ from hf_s2e.training.fold_runs import (
     list_jobs,
     refuse_other_recipes,
 )
+from hf_s2e.training.lazy import LazyStore
 from hf_s2e.training.methods import METHODS, build_model
 from hf_s2e.training.recipe import Recipe, read_recipe
 from hf_s2e.training.script import (
@@ -72,6 +77,33 @@ class Arguments(RunArguments, ProtocolArguments):
     )
     per_device_eval_batch_size: int = 128
     report_only: bool = field(default=False, metadata={"help": "write the tables of the runs that are finished"})
+
+
+@dataclass
+class Study:
+    """What all fold-runs of one call share."""
+
+    args: Arguments
+    recipes: dict[str, Recipe]  # by name; several where folds choose
+    accelerator: Accelerator
+    dataset: Dataset
+    store: WaveStore | LazyStore
+    protocol: Protocol
+    made_by: dict = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.made_by = {"environment": environment(self.accelerator)}  # now: files may change while it trains
+        self.folder = Path(self.args.output_dir)
+        self.methods = split_names(self.args.methods)
+        self.classes = self.dataset.features["label"].names
+
+
+def check_numbers(args: Arguments) -> None:
+    methods = split_names(args.methods)
+    if unknown := set(methods) - set(METHODS):
+        raise SystemExit(f"--methods: unknown {sorted(unknown)}; known are {', '.join(METHODS)}")
+    if not methods or args.runs < 1:
+        raise SystemExit(f"--methods {args.methods} --runs {args.runs}: at least one of each is needed")
 
 
 def read_candidates(args: Arguments, argv: list[str] | None) -> dict[str, Recipe]:
@@ -165,41 +197,41 @@ def start_of(method: str, args: Arguments, labels: list[str], recipe: Recipe) ->
     return {"tensors": tensors_sha256(model.state_dict()), "front_end": model.config.front_end}
 
 
-def guard(folder: Path, accelerator, dataset, store, protocol: Protocol, args: Arguments, recipes, sources) -> None:
+def guard(study: Study) -> None:
     """Build every network once, so that what cannot be built is refused now; then note what is common to all."""
-    classes, choosing = dataset.features["label"].names, bool(args.candidates)
+    args, choosing = study.args, bool(study.args.candidates)
     starts = {
-        f"{method}, {name}" if choosing else method: start_of(method, args, classes, recipe)
-        for method in split_names(args.methods)
-        for name, recipe in recipes.items()
+        f"{method}, {name}" if choosing else method: start_of(method, args, study.classes, recipe)
+        for method in study.methods
+        for name, recipe in study.recipes.items()
     }
-    settings = {"corpus": args.corpus, "protocol": protocol.hash, "mixed_precision": accelerator.mixed_precision}
+    settings = {"corpus": args.corpus, "protocol": study.protocol.hash}
+    settings["mixed_precision"] = study.accelerator.mixed_precision
     settings |= {name: getattr(args, name) for name in ("seed", "max_train_steps", "max_train_samples")}
     settings["gradient_accumulation_steps"] = args.gradient_accumulation_steps
-    settings["audio"] = hashlib.sha256(store.lengths.numpy().tobytes()).hexdigest()  # in samples, by utterance
-    named = {name: asdict(recipe) for name, recipe in recipes.items()}
+    settings["audio"] = hashlib.sha256(study.store.lengths.numpy().tobytes()).hexdigest()  # in samples, by utterance
+    named = {name: asdict(recipe) for name, recipe in study.recipes.items()}
     settings["recipe"] = named if choosing else next(iter(named.values()))
     if choosing:
-        settings["candidates"] = list(recipes)  # of equals the first is taken
-    (folder / "folds").mkdir(parents=True, exist_ok=True)
-    check_settings(folder, settings, starts, sources)
-    protocol.save(folder / "protocol.json")
-    if not (folder / "audit.json").is_file():  # what the numbers may be due to; cards sum it up
-        write_json(folder / "audit.json", audit(dataset, protocol=protocol))
+        settings["candidates"] = list(study.recipes)  # of equals the first is taken
+    (study.folder / "folds").mkdir(parents=True, exist_ok=True)
+    check_settings(study.folder, settings, starts, sources_of(args, study.recipes))
+    study.protocol.save(study.folder / "protocol.json")
+    if not (study.folder / "audit.json").is_file():  # what the numbers may be due to; cards sum it up
+        write_json(study.folder / "audit.json", audit(study.dataset, protocol=study.protocol))
 
 
-def run_job(job: Job, accelerator, dataset, store, protocol: Protocol, args: Arguments, recipes) -> tuple:
+def run_job(study: Study, protocol: Protocol, job: Job) -> tuple[pd.DataFrame, dict]:
     """Train once, test on each fold's part: the rows of predictions, and the facts of the training."""
-    recipe = recipes[job.recipe]
-    names = dataset.features["label"].names
+    args, recipe, dataset = study.args, study.recipes[job.recipe], study.dataset
     seed = args.seed + 1000 * job.run
     set_seed(seed)
-    model = build_model(job.method, base_of(job.method, args), domain_of(args.corpus), names, recipe)
+    model = build_model(job.method, base_of(job.method, args), domain_of(args.corpus), study.classes, recipe)
     training = draw(protocol.indices(dataset, job.folds[0])[0], args.max_train_samples, args.seed)
     history = train(
-        accelerator,
+        study.accelerator,
         model,
-        make_task(dataset, store, training, model.config),
+        make_task(dataset, study.store, training, model.config),
         recipe,
         seed=seed,
         max_train_steps=args.max_train_steps,
@@ -210,12 +242,26 @@ def run_job(job: Job, accelerator, dataset, store, protocol: Protocol, args: Arg
     for fold in job.folds:
         _, validation, test = protocol.indices(dataset, fold)
         tested = {"validation": validation, "test": test}[job.part]
-        task = make_task(dataset, store, tested, model.config)
-        posteriors = predict(model, task, device=accelerator.device, batch_size=args.per_device_eval_batch_size)
+        task = make_task(dataset, study.store, tested, model.config)
+        device, batch_size = study.accelerator.device, args.per_device_eval_batch_size
+        posteriors = predict(model, task, device=device, batch_size=batch_size)
         where = {"run": job.run, "fold": fold.name, "method": job.method}
         rows.append(prediction_table(dataset, tested, posteriors, **where))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return pd.concat(rows), {"trained_parameters": trained, "recipe": job.recipe, "history": history}
+    facts = {"trained_parameters": trained, "recipe": job.recipe, "history": history}
+    return pd.concat(rows), facts | study.made_by
+
+
+def choose(study: Study, wanted: list[str], known: list[str]) -> dict:
+    """Each fold's recipe by UA on validation speakers; the runs of the `wanted` methods are finished first."""
+    with readable_errors():
+        inner = choice_protocol(study.protocol, study.dataset)
+    jobs, chosen_by = (
+        list_choice_jobs(methods, inner, study.recipes, study.folder / "inner") for methods in (wanted, known)
+    )
+    finish_jobs(jobs, study.accelerator, partial(run_job, study, inner), "runs that choose a recipe")
+    files = [published(file) for file in split_names(study.args.candidates)]
+    return choose_recipes(chosen_by, len(study.classes)) | {"files": files}
 
 
 def write_report(folder: Path, predictions: pd.DataFrame, protocol: Protocol, **facts) -> str:
@@ -244,60 +290,30 @@ def write_report(folder: Path, predictions: pd.DataFrame, protocol: Protocol, **
 def main(argv: list[str] | None = None) -> None:
     args, recipe = parse_arguments(Arguments, {}, argv)
     recipes = read_candidates(args, argv) or {name_of(recipe, args.recipe): recipe}
+    check_numbers(args)
     accelerator = make_accelerator(args)
     dataset, store = read_corpus(accelerator, args)
-    methods, folder, classes = split_names(args.methods), Path(args.output_dir), dataset.features["label"].names
-    if unknown := set(methods) - set(METHODS):
-        raise SystemExit(f"--methods: unknown {sorted(unknown)}; known are {', '.join(METHODS)}")
-    if not methods or args.runs < 1:
-        raise SystemExit(f"--methods {args.methods} --runs {args.runs}: at least one of each is needed")
     with readable_errors():
         protocol = read_protocol(args, dataset)
-        inner = choice_protocol(protocol, dataset) if args.candidates else None
+    study = Study(args, recipes, accelerator, dataset, store, protocol)
     if accelerator.is_main_process:
-        guard(folder, accelerator, dataset, store, protocol, args, recipes, sources_of(args, recipes))
+        guard(study)
     accelerator.wait_for_everyone()
-
-    made_by = {"environment": environment(accelerator)}  # now: the files may have changed when a fold-run ends
-
-    def finish(jobs: list[Job], protocol: Protocol, what: str) -> None:
-        def run_and_sign(job: Job) -> tuple:
-            rows, facts = run_job(job, accelerator, dataset, store, protocol, args, recipes)
-            return rows, facts | made_by
-
-        if jobs:
-            finish_jobs(jobs, accelerator, run_and_sign, what)
-
-    before = finished_folds(folder, protocol)
-    wanted = [] if args.report_only else methods
-    known = [one for one in METHODS if one in wanted or one in {method for method, _ in before}] or methods
-    runs = max([args.runs, *(run + 1 for _, run in before)])
-    choice, recipe_of = None, next(iter(recipes))
-    if inner:
-        finish(list_choice_jobs(wanted, inner, recipes, folder / "inner"), inner, "runs that choose a recipe")
-        choosing = list_choice_jobs(known, inner, recipes, folder / "inner")
-        files = [published(file) for file in split_names(args.candidates)]
-        choice = choose_recipes(choosing, len(classes)) | {"files": files}
-        recipe_of = choice["chosen"]
-    known_jobs = list_jobs(known, protocol, runs, recipe_of, folder / "folds")
+    before, place = finished_folds(study.folder, protocol), study.folder / "folds"
+    wanted = [] if args.report_only else study.methods
+    known = [name for name in METHODS if name in {*wanted, *(method for method, _ in before)}] or study.methods
+    choice = choose(study, wanted, known) if args.candidates else None
+    recipe_of = choice["chosen"] if choice else next(iter(recipes))
+    known_jobs = list_jobs(known, protocol, max([args.runs, *(run + 1 for _, run in before)]), recipe_of, place)
     if choice:
         refuse_other_recipes(known_jobs)
-    finish(list_jobs(wanted, protocol, args.runs, recipe_of, folder / "folds"), protocol, "fold-runs")
+    jobs = list_jobs(wanted, protocol, args.runs, recipe_of, place)
+    finish_jobs(jobs, accelerator, partial(run_job, study, protocol), "fold-runs")
     if accelerator.is_main_process:
         predictions, trained = collect(known_jobs)
-        print(
-            write_report(
-                folder,
-                predictions,
-                protocol,
-                corpus=args.corpus,
-                recipe=args.recipe_name or ("chosen" if choice else recipe_of),
-                **starts_by_name(folder),
-                classes=classes,
-                trained_parameters=trained,
-                choice=choice,
-            )
-        )
+        facts = {"corpus": args.corpus, "recipe": args.recipe_name or ("chosen" if choice else recipe_of)}
+        facts |= starts_by_name(study.folder) | {"classes": study.classes, "trained_parameters": trained}
+        print(write_report(study.folder, predictions, protocol, **facts, choice=choice))
     accelerator.end_training()
 
 

@@ -136,44 +136,51 @@ def speakers_unseen(args: Arguments) -> bool | None:
     return True if all_known and tested | trained <= named else None
 
 
+def recognise(accelerator, model, dataset, store, rows: list[int], batch_size: int) -> np.ndarray:
+    """Posteriors (rows, classes); each process takes its share, all get the whole."""
+    mine = rows[accelerator.process_index :: accelerator.num_processes]
+    found = []
+    if mine:
+        task = make_task(dataset, store, mine, model.config)
+        options = {"batch_size": batch_size, "progress": accelerator.is_main_process}
+        found = list(zip(mine, predict(model, task, device=accelerator.device, **options)))
+    answers = dict(gather_object(found))
+    return np.stack([answers[row] for row in rows])
+
+
+def summarize_table(table, args: Arguments, model, **protocol) -> dict:
+    """As cross_validate.py's summary.json, but nothing was trained here."""
+    name = Path(args.model_name_or_path).name
+    summary = summarize(
+        table,
+        corpus=args.corpus,
+        protocol={"name": "evaluation", "speaker_disjoint": speakers_unseen(args), **protocol},
+        recipe=None,
+        base=model.config.repo_id,
+        classes=model.config.labels_of(model.config.active_domain),
+        trained_parameters={name: 0},
+    )
+    del summary["methods"][name]["trained_parameters"]
+    return summary
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser(Arguments, allow_abbrev=False)
     (args,) = parser.parse_args_into_dataclasses(args=sys.argv[1:] if argv is None else argv)
     accelerator = make_accelerator(args)
     model = load_model(args)
     dataset, store = read_corpus(accelerator, args)
-    classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    classes = model.config.labels_of(model.config.active_domain)
     with readable_errors():
         label_map = json.loads(args.label_map)
         numbers = class_numbers(dataset.features["label"].names, classes, label_map)
     rows = choose_rows(dataset, numbers, args)
-    mine = rows[accelerator.process_index :: accelerator.num_processes]
-    found = []
-    if mine:
-        task = make_task(dataset, store, mine, model.config)
-        options = {"batch_size": args.batch_size, "progress": accelerator.is_main_process}
-        found = list(zip(mine, predict(model, task, device=accelerator.device, **options)))
-    answers = dict(gather_object(found))
+    posteriors = recognise(accelerator, model, dataset, store, rows, args.batch_size)
     if accelerator.is_main_process:
-        name = Path(args.model_name_or_path).name
-        posteriors = np.stack([answers[row] for row in rows])
+        name, folder = Path(args.model_name_or_path).name, Path(args.output_dir)
         table = prediction_table(dataset, rows, posteriors, run=0, fold="all", method=name)
         table["label"] = [numbers[label] for label in table["label"]]
-        summary = summarize(
-            table,
-            corpus=args.corpus,
-            protocol={
-                "name": "evaluation",
-                "hash": corpus_facts(dataset.select(rows)).sha256(),
-                "speaker_disjoint": speakers_unseen(args),
-            },
-            recipe=None,
-            base=model.config.repo_id,
-            classes=classes,
-            trained_parameters={name: 0},
-        )
-        del summary["methods"][name]["trained_parameters"]  # nothing is trained here
-        folder = Path(args.output_dir)
+        summary = summarize_table(table, args, model, hash=corpus_facts(dataset.select(rows)).sha256())
         folder.mkdir(parents=True, exist_ok=True)
         table.to_parquet(folder / "predictions.parquet", index=False)
         write_json(folder / "evaluation.json", summary | {"label_map": label_map})

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import datasets
 
-from ..whole import written_whole
+from ..whole_s2e import written_whole
 from .base import draw_speakers
 from .files import CorpusError, CorpusWarning, Report
 

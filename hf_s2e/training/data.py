@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from ..audio import AudioError, load_audio
 from ..feature_extraction_s2e import S2EFrontEnd
 from ..utterances import audio_paths
-from ..whole import beside
+from ..whole_s2e import beside
 
 FULL_SCALE = 32768.0
 MOST_WORKERS = 16

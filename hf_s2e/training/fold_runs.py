@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..metrics import scores
 from ..protocols import Fold, Protocol
-from ..whole import written_whole
+from ..whole_s2e import written_whole
 from .script import readable_errors, write_json
 
 CHOICE_RULE = (
@@ -94,6 +94,8 @@ def finish_jobs(jobs: list[Job], accelerator, run_job: Callable[[Job], tuple[pd.
     Raises:
         SystemExit: one cannot be run; the message names it.
     """
+    if not jobs:
+        return
     missing = [job for job in jobs if not job.predictions.is_file()]
     accelerator.print(f"{len(jobs)} {what}, {len(jobs) - len(missing)} finished before")
     accelerator.wait_for_everyone()  # all have looked before the first writes

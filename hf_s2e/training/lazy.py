@@ -11,7 +11,7 @@ import torch
 
 from ..audio import SAMPLING_RATE, load_audio
 from ..utterances import audio_paths
-from ..whole import written_whole
+from ..whole_s2e import written_whole
 from .data import corpus_key, decode, map_files
 
 EXACT_HEADERS = ("WAV", "WAVEX", "FLAC")  # their headers say how many samples there are, others' about how many

@@ -25,7 +25,7 @@ from ..adapter_files_s2e import S2EAdapterError
 from ..feature_extraction_s2e import S2EFrontEnd
 from ..protocols import Protocol, make_protocol
 from ..utterances import utterance_ids
-from ..whole import written_whole
+from ..whole_s2e import written_whole
 from .data import WaveStore
 from .engine import Task
 from .lazy import LazyStore
