@@ -217,7 +217,7 @@ def _labels(facts):
         findings.append(_finding("no_speaker", "warning", message, nameless))
     for number, name in enumerate(facts.classes):
         rows = [row for row, label in enumerate(facts.labels) if label == number]
-        who = {facts.speakers[row] for row in rows} if facts.speakers else set()
+        who = {facts.speakers[row] for row in rows} - {""} if facts.speakers else set()
         if not rows:
             findings.append(_finding("empty_class", "warning", f"{name!r} has no utterance", []))
         elif len(who) == 1:

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 
 from .adapter_files_s2e import ADAPTER_WEIGHTS, fingerprint
 from .configuration_s2e import BASE_DOMAIN, S2EConfig
-from .reports import about_choice, origin, started_from, without_hearing
+from .reports import about_bootstrap, about_choice, origin, started_from, without_hearing
 
 BASE_WEIGHTS = "model.safetensors"
 TRAINING_FACTS = "training.json"
@@ -261,6 +261,7 @@ def _evaluation(
         "method": method,
         "score": score,
         "runs": score.get("runs", 1),
+        "intervals": about_bootstrap(results),
         "rows": [_row(name, row, bold=name == method) for name, row in results["methods"].items()],
         "references": [
             _reference(name, row, results["protocol"]["name"]) for name, row in results.get("references", {}).items()

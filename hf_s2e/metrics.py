@@ -118,16 +118,15 @@ def paired_test(labels, predictions_a, predictions_b, num_classes, speakers=None
     # UA is a weighted sum over utterances: weight 1 / (classes x utterances of the class)
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     difference = (right[:, 0] - right[:, 1]) / (len(counts) * counts[inverse])
-    members = _speaker_members(speakers, len(labels))
-    by_speaker = np.array([difference[m].sum() for m in members])
+    by_speaker = np.bincount(_speaker_numbers(speakers, len(labels)), difference)
     p, kind = _sign_flip(by_speaker, seed)
     low, high = _interval(values[:, 0] - values[:, 1], 0.95)
-    unit = "utterances" if max(map(len, members)) == 1 else "speakers"
+    unit = "utterances" if len(by_speaker) == len(labels) else "speakers"
     return {
         "ua_diff": float(difference.sum()),
         "ci95": [max(-1.0, low), min(1.0, high)],
         "p": p,
-        "test": f"permutation over {len(members)} {unit}, {kind}",
+        "test": f"permutation over {len(by_speaker)} {unit}, {kind}",
     }
 
 
@@ -158,15 +157,13 @@ def _right(labels, predictions, num_classes):
     return (predictions == labels).mean(0)
 
 
-def _speaker_members(speakers, size):
-    """Row numbers of each speaker, as a list of arrays; of each utterance where less than two are known."""
+def _speaker_numbers(speakers, size):
+    """The number of each row's speaker, from 0; of the utterance itself where less than two are known."""
     if speakers is None or (len(set(map(str, speakers))) == 1 and len(speakers) == size):
-        return [np.array([row]) for row in range(size)]
+        return np.arange(size)
     if len(speakers) != size:
         raise ValueError(f"{len(speakers)} speakers for {size} utterances")
-    _, inverse = np.unique(np.asarray(speakers).astype(str), return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(inverse))[:-1])
+    return np.unique(np.asarray(speakers).astype(str), return_inverse=True)[1]
 
 
 def _bootstrap(groups, right, speakers, resamples, seed):
@@ -175,17 +172,16 @@ def _bootstrap(groups, right, speakers, resamples, seed):
     groups: class of each utterance (utterances,), or zeros for plain accuracy; right: (utterances, methods).
     """
     rng = np.random.default_rng(seed)
-    members = _speaker_members(speakers, len(groups))
-    member_of = groups[:, None] == np.unique(groups)  # (utterances, groups)
-    counted = np.stack([member_of, *(member_of * method[:, None] for method in right.T)], axis=1)
-    by_speaker = np.stack([counted[rows].sum(0) for rows in members])  # (speakers, 1 + methods, groups)
+    who, group = _speaker_numbers(speakers, len(groups)), np.unique(groups, return_inverse=True)[1]
+    count, width = 1 + who.max(), 1 + group.max()
+    counted = [np.bincount(who * width + group, weights, count * width) for weights in (None, *right.T)]
+    by_speaker = np.stack(counted, axis=1).reshape(count, width, -1).swapaxes(1, 2)  # (speakers, 1 + methods, groups)
 
     def mean_shares(weights):
         sums = np.tensordot(weights, by_speaker, axes=1)
         support, hits = sums[:, :1], sums[:, 1:]
         return np.nanmean(np.where(support > 0, hits / np.maximum(support, 1), np.nan), axis=2)
 
-    count = len(members)
     estimate = mean_shares(np.ones((1, count)))
     if count == 1:
         return np.repeat(estimate, resamples, axis=0)

@@ -291,11 +291,15 @@ def started_from(summary):
     return "started: " + ", ".join(f"{' and '.join(names)} from {start}" for start, names in methods.items())
 
 
+def about_bootstrap(summary):
+    units = {None: "utterances (no speaker ids)", 1: "utterances (of one speaker)"}
+    return f"bootstrap over {units.get(summary.get('speakers'), 'speakers')}"
+
+
 def _about_intervals(summary):
-    units = {None: "utterances (no speaker ids)", 1: "utterances (of one speaker)"}.get(summary["speakers"], "speakers")
     return (
         "UA and WA in %, pooled over the folds: mean (standard deviation) over the runs. "
-        f"Intervals: bootstrap over {units}, for the runs at hand."
+        f"Intervals: {about_bootstrap(summary)}, for the runs at hand."
     )
 
 

@@ -75,6 +75,7 @@ def make_command(folder: Path, summary: Mapping[str, Any], settings: Mapping[str
     precision = settings.get("mixed_precision", "no")
     variables["ACCELERATE"] = "" if precision == "no" else f"--mixed_precision {precision}"
     further = {key: settings.get(key) for key in ("seed", "max_train_steps", "max_train_samples")}
+    further["not_strict"] = sources.get("not_strict")
     further |= {"protocol_seed": protocol_seed, "no_speaker_ids": not summary["protocol"]["speaker_disjoint"]}
     if (accumulated := settings.get("gradient_accumulation_steps", 1)) > 1:
         further["gradient_accumulation_steps"] = accumulated
@@ -82,7 +83,8 @@ def make_command(folder: Path, summary: Mapping[str, Any], settings: Mapping[str
         further["candidates"] = ",".join(summary["choice"]["files"])
     further |= {name: shlex.quote(sources[name]) for name in ("recipe_name", "corpus_options") if name in sources}
     variables["CV_FLAGS"] = " ".join([*_flags(further), *_settings(sources.get("recipe_changes", {}))])
-    return " ".join(["make results", *(f"{name}={shlex.quote(value)}" for name, value in variables.items() if value)])
+    said = {name: shlex.quote(value.replace("$", "$$")) for name, value in variables.items() if value}  # $ is make's
+    return " ".join(["make results", *(f"{name}={value}" for name, value in said.items())])
 
 
 def _flags(values: Mapping[str, Any]) -> list[str]:

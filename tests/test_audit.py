@@ -157,6 +157,10 @@ def test_a_label_of_one_speaker(corpus):
     corpus.rows = [row for row in corpus.rows if row["label"] != 2 or row["speaker"] == "s3"]
     finding = found(audit(corpus.dataset()), "label_with_one_speaker")[0]
     assert "'sad' has the one speaker 's3'" in finding["message"] and len(finding["files"]) == 4
+    for row in corpus.rows:
+        row["speaker"] = None if row["label"] == 1 else row["speaker"]
+    (finding,) = found(audit(corpus.dataset()), "label_with_one_speaker")  # of whom nothing is known is no one
+    assert "'sad'" in finding["message"]
 
 
 def test_shared_speakers_in_the_corpus_own_split(corpus):

@@ -282,6 +282,9 @@ def test_results_of_something_else_are_refused(repos, change, message):
 def test_shared_speakers_are_said_aloud(repos):
     protocol = {"name": "5fold", "hash": "abc", "speaker_disjoint": False}
     text = write_card(repos / "s2e-emodb", summary(protocol=protocol)).read_text()
+    assert "(bootstrap over speakers)" in text
+    unknown = write_card(repos / "s2e-emodb", summary(speakers=None)).read_text()
+    assert "(bootstrap over utterances (no speaker ids))" in unknown
     assert "**not speaker-disjoint" in text and "no speaker is in training and test" not in text
 
 

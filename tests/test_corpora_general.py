@@ -119,6 +119,18 @@ def test_folder_without_anything(plant, load, tmp_path):
 # Manifest
 
 
+def test_a_manifest_that_is_named_and_not_there(plant, load):
+    with pytest.raises(CorpusError, match=r"no listt\.csv"):
+        load("folder", plant("a/1.wav"), manifest="listt.csv")
+
+
+def test_speakers_in_paths_that_windows_wrote(plant, load):
+    folder = plant("spk1/a.wav", "spk2/b.wav")
+    (folder / "list.csv").write_text("path,label\nspk1\\a.wav,x\nspk2\\b.wav,y\n")
+    corpus = load("manifest", folder / "list.csv", speaker_pattern=r"^(\w+)/")
+    assert corpus["speaker"][:] == ["spk1", "spk2"]
+
+
 def test_manifest_with_bom_windows_lines_and_own_columns(plant, load):
     folder = plant("a.wav", f"{UMLAUT}/b c.wav")
     table = folder / "list.csv"
@@ -329,8 +341,14 @@ def test_hub_audio_within_the_dataset_becomes_files(plant, load, tmp_path):
     assert make_protocol("loso", corpus).utterances == 4  # ids that travel
     assert len(WaveStore.build(corpus, tmp_path / "waves", progress=False).lengths) == 4
     nothing = own.remove_columns("audio").add_column("audio", [None] * 4)
-    with pytest.raises(CorpusError, match="row 0 has no audio"):
+    with pytest.raises(CorpusError, match=r"rows without audio.*\n.*row 0"):
         load("hub", nothing.cast_column("audio", datasets.Audio(decode=False)))
+    own = datasets.Dataset.from_dict(
+        {"audio": [rows[0], None, {"path": "字" * 80, "bytes": sounds[2]}], "label": list("xyx")}
+    )
+    with pytest.warns(CorpusWarning, match=r"rows without audio.*\n.*row 1"):
+        corpus = load("hub", own.cast_column("audio", datasets.Audio(decode=False)), strict=False)
+    assert [Path(audio["path"]).read_bytes() for audio in corpus["audio"]] == [sounds[0], sounds[2]]
 
 
 # Union

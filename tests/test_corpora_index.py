@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from hf_s2e.corpora import CorpusError, CorpusWarning, load_corpus
 from hf_s2e.corpora.files import walk
+from hf_s2e.corpora.toy import Toy
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "corpora.md"
 
@@ -246,6 +247,20 @@ def test_toy_is_the_same_for_the_same_seed(tmp_path):
     assert content("a") == content("b") != content("a", seed=1)
     path = load_corpus("toy", cache_dir=tmp_path / "cache", **options)[0]["audio"]["path"]
     assert path.startswith(str(tmp_path / "cache"))
+
+
+def test_two_processes_make_the_toy_at_once(tmp_path, monkeypatch):
+    options, module = {"num_speakers": 1, "utterances_per_label": 1}, sys.modules[Toy.__module__]
+    write = module.write_toy
+
+    def overtaken(folder, *sizes):
+        monkeypatch.setattr(module, "write_toy", write)
+        load_corpus("toy", tmp_path, cache_dir=tmp_path / "other", **options)
+        write(folder, *sizes)
+
+    monkeypatch.setattr(module, "write_toy", overtaken)
+    assert len(load_corpus("toy", tmp_path, cache_dir=tmp_path / "cache", **options)) == 4
+    assert not list(tmp_path.glob("*.part"))
 
 
 def features(path):

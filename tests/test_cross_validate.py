@@ -277,6 +277,7 @@ def test_a_choice_that_cannot_be_made_is_refused(work, tmp_path, candidates, cha
         change = {"recipe": tmp_path / "one.yaml"}
     with pytest.raises(SystemExit, match=said):
         script("cross_validate").main(cross_validate(work, tmp_path / "out", candidates=candidates, **change))
+    assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit, match="two or more"):
         one = candidates.split(",")[0]
         script("cross_validate").main(cross_validate(work, tmp_path / "out", candidates=one))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -200,6 +201,17 @@ def test_the_command_repeats_settings():
     command = make_command(Path("emodb-loso-paper"), made, settings, protocol_seed=2)
     assert "bn_only,residual_adapter_source RUNS=5" in command
     assert "ACCELERATE='--mixed_precision bf16' CV_FLAGS='--seed 3 --protocol_seed 2'" in command
+
+
+def test_the_command_survives_make():
+    """$ is make's own sign, and what a shell needs quoted, make hands on."""
+    sources = {"corpus_options": json.dumps({"speaker_pattern": r"_(\w+)\.wav$"}), "not_strict": True}
+    command = make_command(Path("emodb-loso-paper"), summary({"plain": 1}), {"sources": sources})
+    makefile = ".PHONY: results\nresults:\n\t@printf '%s\\n' $(CV_FLAGS)\n"
+    said = subprocess.run(
+        ["bash", "-c", command.replace("make", "make -f -", 1)], input=makefile, text=True, capture_output=True
+    ).stdout.splitlines()
+    assert said == ["--not_strict", "--corpus_options", sources["corpus_options"]]
 
 
 def test_the_command_says_where_recipe_and_bases_are():

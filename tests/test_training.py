@@ -64,6 +64,13 @@ def test_resumed_is_as_if_it_had_not_stopped(work, tmp_path, augmentation, stop)
     assert rest == losses and same_tensors(whole, resumed)
 
 
+def test_a_finished_run_that_is_resumed_keeps_its_history(work, tmp_path):
+    options = {"recipe": recipe(4), "seed": 3, "max_train_steps": 10, "checkpoint_dir": tmp_path}
+    _, losses = work.train(**options, checkpointing_steps=5)
+    _, again = work.train(**options, resume_from=finished_checkpoints(tmp_path)[-1])
+    assert [row["step"] for row in again] == [7, 10] and again == losses
+
+
 def test_resumed_twice_and_with_accumulated_gradients(work, tmp_path):
     def run(**options):
         model = work.model()

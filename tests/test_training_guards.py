@@ -5,6 +5,7 @@ import subprocess
 from dataclasses import fields, replace
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from accelerate.state import PartialState
@@ -21,7 +22,7 @@ from hf_s2e.training.engine import train
 from hf_s2e.training.progress import TrainingError, finished_checkpoints
 from hf_s2e.training.recipe import Recipe
 from hf_s2e.training.repo import write_model
-from hf_s2e.training.script import CorpusArguments, RepoArguments, parse_arguments, read_corpus
+from hf_s2e.training.script import CorpusArguments, RepoArguments, parse_arguments, read_corpus, rows_by_speaker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -363,3 +364,50 @@ def test_help_says_what_is_unverified_and_what_is_without_effect(name):
     assert "NCCL" in module.__doc__ and "unverified" in module.__doc__
     helps = {setting.name: setting.metadata.get("help", "") for setting in fields(module.Arguments)}
     assert "Without effect with --decode once" in helps["dataloader_num_workers"]
+
+
+def test_nobody_is_left_out_where_somebody_is_unknown():
+    rows = {"audio": [f"{name}.wav" for name in "abcd"], "speaker": ["a", " b ", None, "b"]}
+    corpus = datasets.Dataset.from_dict(rows)
+    assert rows_by_speaker(corpus, None, "--flag") == ([0, 1, 2, 3], [])
+    with pytest.raises(SystemExit, match=r"1 of 4 utterances have no speaker \(c\)"):
+        rows_by_speaker(corpus, "b", "--flag")
+    known = corpus.select([0, 1, 3])
+    assert rows_by_speaker(known, "b", "--flag") == ([0], [1, 2])
+    with pytest.raises(SystemExit, match=r"--flag: no \['z'\]"):
+        rows_by_speaker(known, "z,a", "--flag")
+
+
+def test_a_class_without_training_utterances_is_refused(work, tmp_path):
+    with pytest.raises(SystemExit, match="is left to train on: leave these classes out"):
+        script("adapt").main(
+            work.flags(output_dir=tmp_path / "out", model_name_or_path=work.adapter, max_train_samples=2)
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_recognised_has_a_hash_where_some_speakers_are_unknown(work):
+    module = script("evaluate")
+    speakers = [None, *list(work.corpus["speaker"])[1:]]
+    corpus = work.corpus.remove_columns("speaker").add_column("speaker", speakers)
+    assert (
+        module.hash_of(corpus) == module.hash_of(work.corpus.remove_columns("speaker")) != module.hash_of(work.corpus)
+    )
+
+
+def test_no_equal_error_rate_where_nobody_is_heard_twice(work):
+    module, model = script("pretrain"), work.model()
+    speakers = list(work.corpus["speaker"])
+    once = [speakers.index(name) for name in sorted(set(speakers))]
+    split = module.Split(["a"], list(range(24)), [], once)
+    assert "equal_error_rate" not in module.report(model, work.corpus, work.store, split, [0] * 24, torch.device("cpu"))
+    split.unseen.append(once[0] + 1)
+    found = module.report(model, work.corpus, work.store, split, [0] * 24, torch.device("cpu"))
+    assert 0 <= found["equal_error_rate"] <= 1
+
+
+def test_one_folder_may_have_a_comma_and_decoding_no_workers(work, tmp_path):
+    args = CorpusArguments(corpus="toy", data_dir=str(tmp_path / "Emo, Berlin"), cache_dir=str(tmp_path / "cache"))
+    args.corpus_options, args.decode, args.dataloader_num_workers = json.dumps(TOY), "lazily", 0
+    corpus, store = read_corpus(fresh_accelerator(), args)
+    assert len(corpus) == 24 and store.workers == 0

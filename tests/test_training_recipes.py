@@ -223,3 +223,14 @@ def test_the_short_recipes_that_compete_each_change_one_thing():
 @pytest.mark.parametrize("name", ["short", "speakers-plus"])
 def test_the_other_recipes_can_be_read(name):
     assert Recipe(**read_recipe(SCRIPTS / "recipes" / f"{name}.yaml")) != Recipe()
+
+
+def test_numbers_as_python_writes_them(tmp_path):
+    """YAML 1.1 takes 1e-3, without a point, for text."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("weight_decay: 1e-3\nnoise_snr: 1e1\npooling: mean\n")
+    assert read_recipe(file) == {"weight_decay": 0.001, "noise_snr": 10.0, "pooling": "mean"}
+    assert script("cross_validate").name_of(Recipe(**read_recipe(file)), str(file)) == "mine"
+    file.write_text("weight_decay: small\n")
+    with pytest.raises(ValueError, match="weight_decay is 'small'"):
+        Recipe(**read_recipe(file))

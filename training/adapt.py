@@ -35,6 +35,7 @@ from hf_s2e.training.script import (
     prediction_table,
     read_corpus,
     readable_errors,
+    rows_by_speaker,
     run_folder,
     split_names,
     start_trackers,
@@ -53,14 +54,14 @@ class Arguments(RepoArguments):
     per_device_eval_batch_size: int = 64
 
 
-def split_speakers(dataset, held_out: str | None) -> tuple[list[int], list[int]]:
-    """Indices of the training utterances and of those of the speakers that are left out."""
-    speakers = [str(speaker) for speaker in dataset["speaker"]]
-    test_speakers = set(split_names(held_out or ""))
-    if unknown := test_speakers - set(speakers):
-        raise SystemExit(f"--eval_speakers: no {sorted(unknown)} in the corpus, only {sorted(set(speakers))}")
-    training = [i for i, speaker in enumerate(speakers) if speaker not in test_speakers]
-    return training, [i for i, speaker in enumerate(speakers) if speaker in test_speakers]
+def check_classes(dataset, training: list[int]) -> None:
+    """Refuse to train a classifier with a class that it never sees."""
+    seen, labels = set(dataset.select(training)["label"]), dataset.features["label"].names
+    if missing := [label for number, label in enumerate(labels) if number not in seen]:
+        raise SystemExit(
+            f"No utterance of {', '.join(missing)} is left to train on: leave these classes out with --labels, hold "
+            "out other speakers (--eval_speakers), or draw more (--max_train_samples)"
+        )
 
 
 def evaluate(model, dataset, task, device, args: Arguments) -> str:
@@ -83,8 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = make_accelerator(args)
     find_namespace(args)
     dataset, store = read_corpus(accelerator, args)
-    training, testing = split_speakers(dataset, args.eval_speakers)
+    training, testing = rows_by_speaker(dataset, args.eval_speakers, "--eval_speakers")
     training = draw(training, args.max_train_samples, args.seed)
+    check_classes(dataset, training)
     labels, name = dataset.features["label"].names, args.adapter_name or domain_of(args.corpus)
     revision = {"revision": args.model_revision} if args.model_revision else {}
     with readable_errors():

@@ -141,8 +141,8 @@ def sources_of(args: Arguments, recipes: dict[str, Recipe]) -> dict:
         changes |= {name: value for name, value in asdict(recipe).items() if value != given[name]}
     places = {"recipe": args.recipe, "adapter": args.model_name_or_path, "plain": args.plain_model_name_or_path}
     noted = {name: published(place) for name, place in places.items() if place} | {"recipe_changes": changes}
-    others = {name: getattr(args, name) for name in ("recipe_name", "corpus_options")}
-    return noted | {name: value for name, value in others.items() if value not in (None, "{}")}
+    others = {name: getattr(args, name) for name in ("recipe_name", "corpus_options", "not_strict")}
+    return noted | {name: value for name, value in others.items() if value not in (None, "{}", False)}
 
 
 def check_settings(folder: Path, settings: dict, starts: dict[str, dict], sources: dict) -> None:
@@ -252,10 +252,9 @@ def run_job(study: Study, protocol: Protocol, job: Job) -> tuple[pd.DataFrame, d
     return pd.concat(rows), facts | study.made_by
 
 
-def choose(study: Study, wanted: list[str], known: list[str]) -> dict:
-    """Each fold's recipe by UA on validation speakers; the runs of the `wanted` methods are finished first."""
-    with readable_errors():
-        inner = choice_protocol(study.protocol, study.dataset)
+def choose(study: Study, inner: Protocol, wanted: list[str], known: list[str]) -> dict:
+    """Each fold's recipe by UA on the validation speakers of a `choice_protocol`; the runs of the `wanted`
+    methods are finished first."""
     jobs, chosen_by = (
         list_choice_jobs(methods, inner, study.recipes, study.folder / "inner") for methods in (wanted, known)
     )
@@ -295,6 +294,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset, store = read_corpus(accelerator, args)
     with readable_errors():
         protocol = read_protocol(args, dataset)
+        inner = choice_protocol(protocol, dataset) if args.candidates else None
     study = Study(args, recipes, accelerator, dataset, store, protocol)
     if accelerator.is_main_process:
         guard(study)
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
     before, place = finished_folds(study.folder, protocol), study.folder / "folds"
     wanted = [] if args.report_only else study.methods
     known = [name for name in METHODS if name in {*wanted, *(method for method, _ in before)}] or study.methods
-    choice = choose(study, wanted, known) if args.candidates else None
+    choice = choose(study, inner, wanted, known) if inner else None
     recipe_of = choice["chosen"] if choice else next(iter(recipes))
     known_jobs = list_jobs(known, protocol, max([args.runs, *(run + 1 for _, run in before)]), recipe_of, place)
     if choice:

@@ -21,7 +21,7 @@ import hf_s2e  # noqa: F401 (registers the model with transformers)
 from hf_s2e.audio import load_audio
 from hf_s2e.corpora import load_corpus
 from hf_s2e.metrics import scores
-from hf_s2e.training.script import readable_errors
+from hf_s2e.training.script import readable_errors, speakers_of, split_names
 
 BASE = Path(__file__).resolve().parents[1] / "hub_cards" / "s2e-resnet20-adapter"
 HELD_OUT = {"emodb": "03,08", "ravdess": "01,02,03,04"}  # a man and a woman of EmoDB
@@ -73,12 +73,12 @@ def main() -> None:
     args = parser.parse_args()
     with readable_errors():
         dataset = load_corpus(args.corpus, data_dir=args.data_dir)
-    speakers = sorted(set(dataset["speaker"]))
+    speakers = sorted(set(speakers_of(dataset)))
     held_out = args.held_out or HELD_OUT.get(args.corpus) or ",".join(speakers[-2:])
     folder = Path(args.output_dir, f"s2e-{args.corpus}")
     adapt(args, held_out, folder)
 
-    unseen = set(held_out.split(","))
+    unseen = set(split_names(held_out))
     rows = list(classify(folder, dataset.filter(lambda speaker: speaker in unseen, input_columns="speaker")))
     names = dataset.features["label"].names
     width = max(len(name) for name, _, _ in rows)

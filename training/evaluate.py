@@ -38,10 +38,11 @@ from hf_s2e.training.script import (
     prediction_table,
     read_corpus,
     readable_errors,
+    rows_by_speaker,
     split_names,
     write_json,
 )
-from hf_s2e.utterances import corpus_facts
+from hf_s2e.utterances import corpus_facts, text_column
 
 FROM_SCRATCH = {"speaker classification", *(name for name, method in METHODS.items() if method.from_scratch)}
 ANY_RECORDINGS = {"folder", "manifest", "hub"}  # corpora whose names do not say which recordings they are
@@ -94,14 +95,9 @@ def class_numbers(corpus_labels: list[str], model_labels: list[str], label_map: 
 
 def choose_rows(dataset, numbers: list[int | None], args: Arguments) -> list[int]:
     """The utterances that are recognised."""
-    speakers = set(split_names(args.eval_speakers or ""))
-    if unknown := speakers - {str(speaker) for speaker in dataset["speaker"]}:
-        raise SystemExit(f"--eval_speakers: the corpus has no {sorted(unknown)}")
-    rows = [
-        i
-        for i, (label, speaker) in enumerate(zip(dataset["label"], dataset["speaker"]))
-        if numbers[label] is not None and (not speakers or str(speaker) in speakers)
-    ]
+    others, chosen = rows_by_speaker(dataset, args.eval_speakers, "--eval_speakers")
+    labels = dataset["label"][:]
+    rows = [row for row in chosen or others if numbers[labels[row]] is not None]
     if not rows:
         raise SystemExit("No utterance is left: see --eval_speakers, --label_map and --labels")
     return draw(rows, args.max_eval_samples, args.seed)
@@ -134,6 +130,13 @@ def speakers_unseen(args: Arguments) -> bool | None:
     if tested & trained & named:
         return False
     return True if all_known and tested | trained <= named else None
+
+
+def hash_of(dataset) -> str:
+    """What was recognised; without the speakers, where not all of them are known."""
+    if "" in (text_column(dataset, "speaker") or ()):
+        dataset = dataset.remove_columns("speaker")
+    return corpus_facts(dataset).sha256()
 
 
 def recognise(accelerator, model, dataset, store, rows: list[int], batch_size: int) -> np.ndarray:
@@ -175,12 +178,14 @@ def main(argv: list[str] | None = None) -> None:
         label_map = json.loads(args.label_map)
         numbers = class_numbers(dataset.features["label"].names, classes, label_map)
     rows = choose_rows(dataset, numbers, args)
+    with readable_errors():
+        heard = hash_of(dataset.select(rows))
     posteriors = recognise(accelerator, model, dataset, store, rows, args.batch_size)
     if accelerator.is_main_process:
         name, folder = Path(args.model_name_or_path).name, Path(args.output_dir)
         table = prediction_table(dataset, rows, posteriors, run=0, fold="all", method=name)
         table["label"] = [numbers[label] for label in table["label"]]
-        summary = summarize_table(table, args, model, hash=corpus_facts(dataset.select(rows)).sha256())
+        summary = summarize_table(table, args, model, hash=heard)
         folder.mkdir(parents=True, exist_ok=True)
         table.to_parquet(folder / "predictions.parquet", index=False)
         write_json(folder / "evaluation.json", summary | {"label_map": label_map})

@@ -35,6 +35,7 @@ from hf_s2e.training.script import (
     read_corpus,
     readable_errors,
     run_folder,
+    speakers_of,
     start_trackers,
     write_json,
     write_record,
@@ -153,9 +154,9 @@ def report(model, dataset, store, split: Split, labels: list[int], device: torch
         task = Task(store, labels, split.held_out, S2EFrontEnd(**model.config.front_end))
         right = predict(model, task, device=device).argmax(axis=1) == np.asarray(labels)[split.held_out]
         result["held_out_accuracy"], result["held_out_utterances"] = float(right.mean()), len(right)
-    speakers = list(dataset["speaker"])
+    speakers = speakers_of(dataset)
     unseen = {speakers[i] for i in split.unseen}
-    if len(unseen) > 1:
+    if 1 < len(unseen) < len(split.unseen):  # somebody has two utterances to tell from others'
         task = make_task(dataset, store, split.unseen, model.config)
         result["equal_error_rate"] = equal_error_rate(model, task, speakers, device)
         result["unseen_speakers"] = len(unseen)
@@ -168,10 +169,11 @@ def main(argv: list[str] | None = None) -> None:
     find_namespace(args)
     check_output(args, adapter=False)
     dataset, store = read_corpus(accelerator, args)
-    split = split_corpus([str(s) for s in dataset["speaker"]], (store.lengths / 16_000).tolist(), args)
+    speakers = speakers_of(dataset)
+    split = split_corpus(speakers, (store.lengths / 16_000).tolist(), args)
     split.training = draw(split.training, args.max_train_samples, args.seed)
     class_of = {speaker: i for i, speaker in enumerate(split.speakers)}
-    labels = [class_of.get(str(speaker), -1) for speaker in dataset["speaker"]]
+    labels = [class_of.get(speaker, -1) for speaker in speakers]
     with readable_errors():
         model = new_model(args, split.speakers)
     accelerator.print(f"{len(split.speakers)} speakers, {len(split.training)} utterances")

@@ -27,6 +27,8 @@ class Folder(Manifest):
         folder = Path(data_dir).expanduser().absolute()
         if (folder / self.options["manifest"]).is_file():
             return super().locate(folder)
+        if self.options["manifest"] != FOLDER_OPTIONS["manifest"] and folder.is_dir():
+            raise CorpusError(f"{folder} has no {self.options['manifest']} (manifest=); found: {show_entries(folder)}")
         if not folder.is_dir():
             raise CorpusError(f"{folder} is not a folder; expected: {self.LAYOUT}")
         if not any(is_audio(path) and os.path.dirname(path) != str(folder) for path, _ in walk(folder)):

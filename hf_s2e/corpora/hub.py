@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import datasets
+import pyarrow.compute
 
 from ..whole_s2e import written_whole
 from .base import draw_speakers
@@ -107,6 +108,10 @@ def _encode(dataset: datasets.Dataset, labels, label_map, strict: bool) -> datas
             report.add("rows without a label", f"row {row}")
         elif label_map and value not in label_map:
             report.add("unknown labels", f"row {row}: {value!r} is not among {', '.join(label_map)}")
+    silent = [row for row, there in enumerate(_has_audio(dataset)) if not there]
+    for row in silent:
+        report.add("rows without audio, neither a path nor the sound itself", f"row {row}")
+        values[row] = None
     if label_map:
         values = [label_map.get(value) for value in values]
         known = list(dict.fromkeys(label_map.values()))
@@ -124,18 +129,27 @@ def _encode(dataset: datasets.Dataset, labels, label_map, strict: bool) -> datas
     return dataset.select([row for row, code in enumerate(codes) if code >= 0])
 
 
+def _has_audio(dataset: datasets.Dataset) -> list[bool]:
+    """Whether each row has a path or the sound itself; no sound is read."""
+    found: list[bool] = []
+    for batch in dataset.select_columns("audio").with_format("arrow").iter(batch_size=1000):
+        column = batch["audio"].combine_chunks()
+        lengths = (pyarrow.compute.binary_length(column.field(name)).to_pylist() for name in ("path", "bytes"))
+        found += [bool(there and (path or data)) for there, path, data in zip(column.is_valid().to_pylist(), *lengths)]
+    return found
+
+
 def _to_files(dataset: datasets.Dataset, cache_dir) -> datasets.Dataset:
     """The same with a path in every row's ``audio``; a file is named by its content and its name there."""
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE, "s2e_hub_audio")
     paths, written = [], False
-    for row, audio in enumerate(dataset.select_columns("audio")):
+    for audio in dataset.select_columns("audio"):
         path, data = ((audio["audio"] or {}).get(key) for key in ("path", "bytes"))
         if data:
-            name = re.sub(r"[^\w. -]", "_", os.path.basename(path or ""))[-100:].lstrip(".") or "audio"
+            name = re.sub(r"[^\w. -]", "_", os.path.basename(path or "")).encode()[-100:].decode(errors="ignore")
+            name = name.lstrip(".") or "audio"
             path = _write_once(folder / hashlib.sha256(data).hexdigest()[:32] / name, data)
             written = True
-        elif not path:
-            raise CorpusError(f"hub: row {row} has no audio, neither a path nor the sound itself")
         paths.append(path)
     if not written:
         return dataset

@@ -95,7 +95,7 @@ class Manifest(Corpus):
         """The speaker that ``speaker_pattern`` finds in a path; None without a pattern, blank if it fails."""
         if not self.options["speaker_pattern"]:
             return None
-        match = re.search(self.options["speaker_pattern"], path)
+        match = re.search(self.options["speaker_pattern"], path.replace("\\", "/"))  # as Windows writes them
         return match[1] if match else ""
 
     def full_path(self, path: str) -> str:

@@ -9,13 +9,13 @@ the same samples. Files are written to ``data_dir``, or to the cache folder, onc
 import os
 import re
 import shutil
-import tempfile
 import wave
 from pathlib import Path
 
 import datasets
 import numpy as np
 
+from ..whole_s2e import beside
 from .base import Corpus
 
 RATE = 16_000  # samples per second
@@ -49,12 +49,14 @@ class Toy(Corpus):
         folder = parent.absolute() / "s2e-toy-{}-speakers-{}-each-seed-{}".format(*sizes)
         if not folder.is_dir():
             parent.mkdir(parents=True, exist_ok=True)
-            unfinished = Path(tempfile.mkdtemp(prefix=".s2e-toy-", dir=parent))
+            unfinished = beside(folder)
+            unfinished.mkdir()
             try:
                 write_toy(unfinished, *sizes)
                 os.rename(unfinished, folder)  # whole or not at all
-            except FileExistsError:  # another process was first
-                pass
+            except OSError:
+                if not folder.is_dir():  # else another process was first
+                    raise
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
         return folder

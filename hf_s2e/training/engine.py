@@ -224,7 +224,8 @@ class _Run:
         augment = Augment(self.recipe, seed, self.accelerator.device)
         labels = batch["labels"].to(self.accelerator.device, non_blocking=True)
         inputs = self.spectrograms(batch["utterance"], batch["start"], augment, batch.get("waves"))
-        targets = torch.eye(self.num_classes, device=labels.device)[labels]  # F.one_hot would wait for the device
+        # F.one_hot would wait for the device
+        targets = torch.zeros(len(labels), self.num_classes, device=labels.device).scatter_(1, labels[:, None], 1.0)
         if self.recipe.mixup:
             inputs, targets = augment.mix(inputs, targets)
         with self.accelerator.accumulate(self.model):
@@ -260,6 +261,8 @@ def _loop(
         unit="step",
         disable=not run.accelerator.is_main_process,
     )
+    if run.step < total:  # an epoch that was cut short is gone on with
+        history = [row for row in history if row["step"] % len(loader) == 0]
     model, before = run.accelerator.unwrap_model(run.model), done.get("totals")
     while run.step < total:
         model.train()  # on_epoch may have evaluated
@@ -281,8 +284,7 @@ def _loop(
                     on_epoch(row)
             if checkpoints.due(run.step):
                 _check_finite(model, run.step, checkpoints.last_good())
-                whole = [row for row in history if row["step"] % len(loader) == 0]
-                checkpoints.save(run.step, history=whole, totals=None if whole_epoch else meter.totals())
+                checkpoints.save(run.step, history=history, totals=None if whole_epoch else meter.totals())
             if run.step == total:
                 break
     bar.close()

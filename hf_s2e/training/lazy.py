@@ -71,6 +71,6 @@ def _length(path: str) -> int:
         header = soundfile.info(path)
     except soundfile.LibsndfileError:
         header = None
-    if header is None or header.format not in EXACT_HEADERS:
+    if header is None or header.format not in EXACT_HEADERS or not header.frames:  # an empty one is refused
         return len(load_audio(path))
     return math.ceil(header.frames * SAMPLING_RATE / header.samplerate)

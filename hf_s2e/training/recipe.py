@@ -1,5 +1,6 @@
 """Recipes: how a network is trained. The defaults are the paper's for emotion corpora (section IV-B)."""
 
+import contextlib
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -115,7 +116,15 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     known = {setting.name for setting in fields(Recipe)}
     if unknown := set(values) - known:
         raise ValueError(f"{path}: unknown settings {sorted(map(str, unknown))}; known are {sorted(known)}.")
-    return values
+    return {name: _number_in(value, Recipe.__annotations__[name]) for name, value in values.items()}
+
+
+def _number_in(value: Any, kind: Any) -> Any:
+    """What YAML 1.1 takes for text is meant as a number: 1e-3, without a point."""
+    if isinstance(value, str) and float in (kind, *get_args(kind)):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def part_of(name: str) -> str:

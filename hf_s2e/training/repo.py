@@ -88,7 +88,7 @@ def _corpora(args: RepoArguments, dataset, store: WaveStore, rows: Sequence[int]
 
 def _settings(args: RepoArguments, recipe: Recipe) -> dict[str, Any]:
     """The recipe in words; of what the paper leaves out only what differs from it."""
-    drops = " and ".join(map(str, recipe.lr_drop_epochs))
+    drops = " and ".join(str(epoch) for epoch in recipe.lr_drop_epochs if epoch <= recipe.num_train_epochs)
     schedule = f", divided by 10 at epoch {drops}" if drops else ""
     if recipe.lr_scheduler_type != "step":
         schedule = f", {recipe.lr_scheduler_type} schedule"

@@ -24,7 +24,7 @@ from transformers import HfArgumentParser
 from ..adapter_files_s2e import S2EAdapterError
 from ..feature_extraction_s2e import S2EFrontEnd
 from ..protocols import Protocol, make_protocol
-from ..utterances import utterance_ids
+from ..utterances import few, text_column, utterance_ids
 from ..whole_s2e import written_whole
 from .data import WaveStore
 from .engine import Task
@@ -182,7 +182,8 @@ def read_corpus(accelerator: Accelerator, args: CorpusArguments):
     """
     from ..corpora import load_corpus, unite
 
-    names, folders = args.corpus.split(","), (args.data_dir or "").split(",")
+    names = args.corpus.split(",")
+    folders = (args.data_dir or "").split(",") if len(names) > 1 else [args.data_dir or ""]  # one may have a comma
     options = _corpus_options(args, names)
     if len(folders) != len(names):
         raise SystemExit(f"--corpus names {len(names)} corpora, but --data_dir {len(folders)} folders")
@@ -225,7 +226,9 @@ def build_store(dataset, accelerator: Accelerator, args: CorpusArguments) -> Wav
             ) from error
     if args.decode != "lazily":
         raise ValueError(f"--decode is {args.decode!r}, but must be once or lazily")
-    workers = args.dataloader_num_workers or max(1, (os.cpu_count() or 1) // accelerator.num_processes)
+    workers = args.dataloader_num_workers
+    if workers is None:
+        workers = max(1, (os.cpu_count() or 1) // accelerator.num_processes)
     return LazyStore.build(dataset, folder, progress=progress, workers=workers)
 
 
@@ -236,6 +239,28 @@ def domain_of(corpus: str) -> str:
 
 def split_names(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def speakers_of(dataset) -> list[str]:
+    """Every utterance's speaker; SystemExit where one has none, so that nobody is learnt or left out unseen."""
+    speakers = text_column(dataset, "speaker") or [""] * len(dataset)
+    if nameless := [name for name, speaker in zip(utterance_ids(dataset), speakers) if not speaker]:
+        raise SystemExit(
+            f"{len(nameless)} of {len(dataset)} utterances have no speaker ({few(nameless)}), which is needed here: "
+            "name them, or leave these utterances out"
+        )
+    return speakers
+
+
+def rows_by_speaker(dataset, names: str | None, flag: str) -> tuple[list[int], list[int]]:
+    """Row numbers of the other speakers, and of those that `names` (a,b) has; all and none where it has none."""
+    if not (chosen := set(split_names(names or ""))):
+        return list(range(len(dataset))), []
+    speakers = speakers_of(dataset)
+    if unknown := chosen - set(speakers):
+        raise SystemExit(f"{flag}: no {sorted(unknown)} in the corpus, only {sorted(set(speakers))}")
+    rows = {inside: [i for i, speaker in enumerate(speakers) if (speaker in chosen) == inside] for inside in (0, 1)}
+    return rows[0], rows[1]
 
 
 def store_folder(cache_dir: str | None) -> Path:
