@@ -209,7 +209,10 @@ def test_the_command_survives_make():
     command = make_command(Path("emodb-loso-paper"), summary({"plain": 1}), {"sources": sources})
     makefile = ".PHONY: results\nresults:\n\t@printf '%s\\n' $(CV_FLAGS)\n"
     said = subprocess.run(
-        ["bash", "-c", command.replace("make", "make -f -", 1)], input=makefile, text=True, capture_output=True
+        ["bash", "-c", command.replace("make", "make --no-print-directory -f -", 1)],
+        input=makefile,
+        text=True,
+        capture_output=True,
     ).stdout.splitlines()
     assert said == ["--not_strict", "--corpus_options", sources["corpus_options"]]
 
