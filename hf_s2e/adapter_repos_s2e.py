@@ -275,10 +275,10 @@ class S2EAdapterReposMixin(S2EAdapterMixin):
                 f"{str(save_directory)!r} holds an adapter ({ADAPTER_WEIGHTS}): save the whole model elsewhere, or "
                 "save_adapter() there."
             )
-        hub_names = ("repo_id", "commit_message", "create_pr", "private")
-        hub = {"repo_id": Path(save_directory).name}
         if push_to_hub:
-            hub |= {name: kwargs.pop(name) for name in hub_names if name in kwargs}
+            hub_names = ("repo_id", "commit_message", "create_pr", "private")
+            hub = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
+            hub.setdefault("repo_id", Path(save_directory).name)
             if is_main_process:  # saves to a folder of its own, and so uploads the feature extractor too
                 self.push_to_hub(**hub, token=kwargs.get("token"))
         known_as = self.config.repo_id

@@ -244,7 +244,8 @@ def split_names(names: str) -> list[str]:
 def speakers_of(dataset) -> list[str]:
     """Every utterance's speaker; SystemExit where one has none, so that nobody is learnt or left out unseen."""
     speakers = text_column(dataset, "speaker") or [""] * len(dataset)
-    if nameless := [name for name, speaker in zip(utterance_ids(dataset), speakers) if not speaker]:
+    if "" in speakers:
+        nameless = [name for name, speaker in zip(utterance_ids(dataset), speakers) if not speaker]
         raise SystemExit(
             f"{len(nameless)} of {len(dataset)} utterances have no speaker ({few(nameless)}), which is needed here: "
             "name them, or leave these utterances out"
@@ -259,8 +260,8 @@ def rows_by_speaker(dataset, names: str | None, flag: str) -> tuple[list[int], l
     speakers = speakers_of(dataset)
     if unknown := chosen - set(speakers):
         raise SystemExit(f"{flag}: no {sorted(unknown)} in the corpus, only {sorted(set(speakers))}")
-    rows = {inside: [i for i, speaker in enumerate(speakers) if (speaker in chosen) == inside] for inside in (0, 1)}
-    return rows[0], rows[1]
+    others = [row for row, speaker in enumerate(speakers) if speaker not in chosen]
+    return others, [row for row, speaker in enumerate(speakers) if speaker in chosen]
 
 
 def store_folder(cache_dir: str | None) -> Path:
