@@ -71,10 +71,10 @@ def measure(root: str, cache: str) -> dict[str, float]:
 
     from hf_s2e import S2EFrontEnd
     from hf_s2e.corpora import load_corpus
-    from hf_s2e.training.data import SegmentDataset, ShuffledBatches, WaveStore
-    from hf_s2e.training.engine import Spectrograms, Task
-    from hf_s2e.training.lazy import LazyStore
+    from hf_s2e.training.data import SegmentDataset, ShuffledBatches, Spectrograms, Task
+    from hf_s2e.training.lazy_store import LazyStore
     from hf_s2e.training.recipe import Recipe
+    from hf_s2e.training.wave_store import WaveStore
 
     datasets.disable_progress_bars()
     warnings.simplefilter("ignore")  # the counts differ from VoxCeleb2's, of course
@@ -120,8 +120,8 @@ def learn() -> float:
     import torch.nn.functional as F
 
     from hf_s2e import S2EConfig, S2EForAudioClassification
-    from hf_s2e.training.engine import keep_freed_memory
     from hf_s2e.training.recipe import Recipe, make_optimizer
+    from hf_s2e.training.runtime import keep_freed_memory
 
     torch.set_num_threads(1)
     keep_freed_memory()  # as the training loop does

@@ -36,21 +36,16 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from hf_s2e.audio import SAMPLING_RATE
-from hf_s2e.metrics import unweighted_accuracy
-from hf_s2e.protocols import Protocol
-from hf_s2e.reports import markdown_table, summarize
-from hf_s2e.training.data import FULL_SCALE, WaveStore
-from hf_s2e.training.script import (
-    ProtocolArguments,
-    prediction_table,
-    read_corpus,
-    read_protocol,
-    readable_errors,
-    store_folder,
-    write_json,
-)
-from hf_s2e.utterances import audio_paths, corpus_facts, shuffled
-from hf_s2e.whole_s2e import written_whole
+from hf_s2e.corpora.index import audio_paths, corpus_facts, shuffled
+from hf_s2e.evaluation.metrics import unweighted_accuracy
+from hf_s2e.evaluation.protocols import Protocol
+from hf_s2e.evaluation.reports import markdown_table, summarize
+from hf_s2e.model.atomic_write_s2e import atomic_write
+from hf_s2e.training.arguments import ProtocolArguments
+from hf_s2e.training.inputs import read_corpus, read_protocol, store_folder
+from hf_s2e.training.output import prediction_table, write_json
+from hf_s2e.training.runtime import readable_errors
+from hf_s2e.training.wave_store import FULL_SCALE, WaveStore
 
 C_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 INNER_FOLDS = 5  # groups of training speakers that C is chosen by
@@ -116,7 +111,7 @@ def extract(name: str, store: WaveStore, paths: Sequence[str], folder: Path) -> 
         rows.append(_checked(function, wave, f"{path}: {name}"))
     features, seconds = np.stack(rows), time.perf_counter() - started
     folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(kept) as partial, open(partial, "wb") as file:
+    with atomic_write(kept) as partial, open(partial, "wb") as file:
         np.savez(file, features=features, seconds=seconds)
     return features, seconds
 

@@ -23,9 +23,11 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import TorchDynamoPlugin
 
 from hf_s2e import S2EConfig, S2EForAudioClassification, S2EFrontEnd
-from hf_s2e.training.data import WaveStore
-from hf_s2e.training.engine import Spectrograms, Task, keep_freed_memory, train
+from hf_s2e.training.data import Spectrograms, Task
+from hf_s2e.training.loop import train
 from hf_s2e.training.recipe import Recipe, make_optimizer
+from hf_s2e.training.runtime import keep_freed_memory
+from hf_s2e.training.wave_store import WaveStore
 
 LABELS = [f"class_{i}" for i in range(7)]
 METHODS = ("plain", "pretrain", "residual_adapter", "bn_only")

@@ -1,25 +1,33 @@
-"""Speech emotion recognition: one speaker-trained ResNet20, and one light residual adapter per corpus."""
+"""Speech emotion recognition: one shared speaker network, and one light residual adapter per corpus.
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+The public names are loaded on first use, so that `import hf_s2e` costs nothing; transformers' Auto classes and
+pipelines know the model as soon as both packages are imported, in whichever order.
+"""
 
-from .adapter_files_s2e import S2EAdapterError
-from .configuration_s2e import S2EConfig
-from .feature_extraction_s2e import S2EFeatureExtractor, S2EFrontEnd
-from .modeling_s2e import S2EForAudioClassification, S2EModel
-from .pipeline import S2EPipeline  # registers the task "speech-emotion-recognition"
+import importlib
+
+from . import auto_classes
 
 __version__ = "0.1.0"
-__all__ = [
-    "S2EAdapterError",
-    "S2EConfig",
-    "S2EFeatureExtractor",
-    "S2EForAudioClassification",
-    "S2EFrontEnd",
-    "S2EModel",
-    "S2EPipeline",
-]
+_HOMES = {
+    "S2EAdapterError": "model.adapter_files_s2e",
+    "S2EConfig": "model.configuration_s2e",
+    "S2EFeatureExtractor": "model.feature_extraction_s2e",
+    "S2EForAudioClassification": "model.modeling_s2e",
+    "S2EFrontEnd": "model.feature_extraction_s2e",
+    "S2EModel": "model.modeling_s2e",
+    "S2EPipeline": "pipeline",
+}
+__all__ = list(_HOMES)
 
-AutoConfig.register(S2EConfig.model_type, S2EConfig, exist_ok=True)
-AutoModel.register(S2EConfig, S2EModel, exist_ok=True)
-AutoModelForAudioClassification.register(S2EConfig, S2EForAudioClassification, exist_ok=True)
-AutoFeatureExtractor.register(S2EConfig, S2EFeatureExtractor, exist_ok=True)
+auto_classes.register()
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

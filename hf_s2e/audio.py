@@ -18,11 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .adapter_files_s2e import httpx
-from .configuration_s2e import FRONT_END_DEFAULTS
-from .feature_extraction_s2e import MAX_SAMPLE
-
-SAMPLING_RATE = FRONT_END_DEFAULTS["sampling_rate"]  # Hz
+SAMPLING_RATE = 16_000  # Hz; the one that S2EConfig takes
+MAX_SAMPLE = 1e20  # what the feature extractor refuses too: far beyond it spectrograms overflow float32
 BLOCK_SECONDS = 10  # of one block; 31 MB for 8 channels at 96 kHz
 MAX_CHANNELS = 16  # an array's axis up to this size may be the channels, a longer one is time
 MAX_RATE = 10_000_000  # Hz; ultrasound has less
@@ -282,6 +279,8 @@ def _is_url(source) -> bool:
 
 def _fetch(url: str):
     """The content behind a URL in a temporary file, which goes when it is closed."""
+    from .model.adapter_files_s2e import httpx
+
     file = tempfile.TemporaryFile()  # noqa: SIM115 (handed to the caller)
     try:
         with httpx.stream("GET", url, follow_redirects=True, timeout=URL_TIMEOUT) as response:

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     args = _parser(argv).parse_args(argv)
-    from .adapter_files_s2e import S2EAdapterError
+    from .model.adapter_files_s2e import S2EAdapterError
 
     try:
         return args.run(args)
@@ -107,7 +107,7 @@ def _load_pipeline(model: str, top_k: int | None) -> Any:
     """Without transformers' factory, which wraps errors into pages of text."""
     from transformers.utils import logging
 
-    from .modeling_s2e import S2EForAudioClassification
+    from .model.modeling_s2e import S2EForAudioClassification
     from .pipeline import TASK, S2EPipeline
 
     _config_of(model)  # says more plainly what is wrong
@@ -170,7 +170,7 @@ def describe_repo(source: str) -> dict[str, Any]:
     Raises:
         S2EAdapterError, OSError, ValueError: there is no such repo, or it is not one of this package's.
     """
-    from .adapter_files_s2e import ADAPTER_WEIGHTS, fetch
+    from .model.adapter_files_s2e import ADAPTER_WEIGHTS, fetch
 
     config = _config_of(source)
     adapter = fetch(source, ADAPTER_WEIGHTS, required=False)
@@ -181,8 +181,8 @@ def describe_repo(source: str) -> dict[str, Any]:
 
 def _config_of(source: str) -> Any:
     """The config of a base or adapter; transformers itself would take any model's."""
-    from .adapter_files_s2e import BAD_CONFIG, fetch
-    from .configuration_s2e import S2EConfig
+    from .model.adapter_files_s2e import BAD_CONFIG, fetch
+    from .model.configuration_s2e import S2EConfig
 
     file = fetch(source, "config.json", required=False)
     if file is None:
@@ -225,8 +225,8 @@ def _about_adapter(config: Any, weights: str) -> dict[str, Any]:
 def _about_base(config: Any, source: str) -> dict[str, Any]:
     from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-    from .adapter_files_s2e import fetch
-    from .modeling_s2e import S2EForAudioClassification
+    from .model.adapter_files_s2e import fetch
+    from .model.modeling_s2e import S2EForAudioClassification
 
     logging.disable_progress_bar()
     model = S2EForAudioClassification.from_pretrained(source)
@@ -286,11 +286,11 @@ def _first_line(error: BaseException) -> str:
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Run]]] = {
     "predict": ("classify sound files and folders", _predict),
     "info": ("show what a base or adapter repo holds", _info),
-    "audit": ("look for leaks and damage in a corpus", _from_module(".audit")),
-    "card": ("write the cards of repos from their configs and results", _from_module(".cards")),
-    "push": ("publish bases and adapters on the Hub", _from_module(".push")),
-    "pull": ("download a base, or an adapter with its base", _from_module(".hub", "pull")),
-    "adapters": ("list the adapters of a base on the Hub", _from_module(".hub", "adapters")),
+    "audit": ("look for leaks and damage in a corpus", _from_module(".evaluation.audit")),
+    "card": ("write the cards of repos from their configs and results", _from_module(".hub.cards")),
+    "push": ("publish bases and adapters on the Hub", _from_module(".hub.upload")),
+    "pull": ("download a base, or an adapter with its base", _from_module(".hub.download", "pull")),
+    "adapters": ("list the adapters of a base on the Hub", _from_module(".hub.download", "adapters")),
 }
 
 if __name__ == "__main__":

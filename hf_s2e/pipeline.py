@@ -15,8 +15,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 from .audio import AudioError, describe, load_audio, read_blocks, rereadable
-from .feature_extraction_s2e import S2EFeatureExtractor, S2EFrontEnd
-from .modeling_s2e import S2EClassifierOutput, aggregate_segments
+from .model.feature_extraction_s2e import S2EFeatureExtractor, S2EFrontEnd
+from .model.modeling_s2e import S2EClassifierOutput, aggregate_segments
 
 logger = logging.get_logger(__name__)
 

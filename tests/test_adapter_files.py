@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForAudioClassification, pipeline
 
 import hf_s2e.pipeline  # noqa: F401 (registers S2EPipeline, which must not come in the way)
 from hf_s2e import S2EAdapterError, S2EConfig, S2EForAudioClassification, S2EModel
-from hf_s2e.adapter_files_s2e import tensors_sha256
+from hf_s2e.model.adapter_files_s2e import tensors_sha256
 
 WEIGHTS = "adapter.safetensors"
 

@@ -397,7 +397,7 @@ def test_adapters_are_frozen_until_they_are_trained():
 
 def test_no_more_adapters_than_could_be_loaded_again(monkeypatch):
     model = tiny_model()
-    monkeypatch.setattr("hf_s2e.adapters_s2e.MAX_DOMAINS", 2)
+    monkeypatch.setattr("hf_s2e.model.adapters_s2e.MAX_DOMAINS", 2)
     model.add_adapter("one", labels=["a"])
     with pytest.raises(S2EAdapterError, match="has 2 domains"):
         model.add_adapter("two", labels=["a"])

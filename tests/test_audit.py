@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from hf_s2e import audit as audit_module
-from hf_s2e.audit import add_arguments, audit, run
 from hf_s2e.cli import main
-from hf_s2e.protocols import make_protocol
-from hf_s2e.reports import audit_text
+from hf_s2e.evaluation import audit as audit_module
+from hf_s2e.evaluation.audit import add_arguments, audit, run
+from hf_s2e.evaluation.protocols import make_protocol
+from hf_s2e.evaluation.reports import audit_text
 
 CLASSES = ["neutral", "angry", "sad"]
 

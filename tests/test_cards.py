@@ -10,8 +10,8 @@ import torch
 from huggingface_hub import ModelCard
 
 from hf_s2e import S2EConfig, S2EForAudioClassification
-from hf_s2e.cards import about_corpus, find_repos, read_training, templates, write_card
 from hf_s2e.cli import main
+from hf_s2e.hub.cards import TEMPLATES, about_corpus, find_repos, read_training, write_card
 
 ROOT = Path(__file__).resolve().parents[1]
 HUB_CARDS = find_repos(ROOT / "hub_cards")
@@ -239,7 +239,7 @@ def test_results_are_remembered_and_found_again(repos):
 def test_a_summary_of_the_reports_module_fits(repos):
     """The card takes what the project itself writes."""
     pandas = pytest.importorskip("pandas")
-    reports = pytest.importorskip("hf_s2e.reports")
+    reports = pytest.importorskip("hf_s2e.evaluation.reports")
     rows = [
         {"run": run, "fold": f"f{i % 2}", "method": method, "utterance": f"u{i}", "speaker": f"s{i % 2}",
          "label": i % 3, "prediction": (i + (i % 5 == run)) % 3}
@@ -368,10 +368,7 @@ def test_a_folder_that_is_no_repo(tmp_path):
 
 
 def test_the_templates_travel_in_the_wheel():
-    """hub_cards/templates is their only place in the tree; pyproject.toml maps it into the package."""
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert setuptools["package-dir"]["hf_s2e.templates"] == "hub_cards/templates"
-    assert "hf_s2e.templates" in setuptools["packages"]
-    patterns = setuptools["package-data"]["hf_s2e.templates"]
-    taken = {file for pattern in patterns for file in templates().glob(pattern)}
-    assert taken == set(templates().iterdir())
+    patterns = setuptools["package-data"]["hf_s2e.hub"]
+    taken = {file for pattern in patterns for file in TEMPLATES.parent.glob(pattern)}
+    assert taken == set(TEMPLATES.iterdir())

@@ -9,8 +9,8 @@ import soundfile
 from numpy import zeros
 
 from hf_s2e.corpora import CorpusError, CorpusWarning, load_corpus, unite
-from hf_s2e.protocols import make_protocol
-from hf_s2e.training.data import WaveStore
+from hf_s2e.evaluation.protocols import make_protocol
+from hf_s2e.training.wave_store import WaveStore
 
 UMLAUT = "Größe 大小"
 

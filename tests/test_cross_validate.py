@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from training_tools import LAUNCH, SCRIPTS, TINY_RUN, Workbench, forget_accelerator, read, run, save_base, script
 
+from hf_s2e.training.arguments import domain_of
 from hf_s2e.training.methods import build_model
 from hf_s2e.training.recipe import Recipe
-from hf_s2e.training.script import domain_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

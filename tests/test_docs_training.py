@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from training_tools import script
 
-from hf_s2e.training.script import parse_arguments
+from hf_s2e.training.arguments import parse_arguments
 
 PAGE = ROOT / "docs" / "training.md"
 TEXT = PAGE.read_text(encoding="utf-8")

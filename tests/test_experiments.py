@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from training_tools import script
 
-from hf_s2e.training.progress import STATE_FILE
+from hf_s2e.training.checkpoints import STATE_FILE
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_every_command_can_be_read_by_its_script(experiments, capsys):
 
 
 def parsed(arguments, flags):
-    from hf_s2e.training.script import parse_arguments
+    from hf_s2e.training.arguments import parse_arguments
 
     return parse_arguments(arguments, {}, flags)
 

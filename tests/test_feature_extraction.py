@@ -186,7 +186,7 @@ def test_every_kind_of_float_is_taken():
 
 
 def test_silence_and_a_missing_sampling_rate_warn(caplog, monkeypatch):
-    import hf_s2e.feature_extraction_s2e as module
+    import hf_s2e.model.feature_extraction_s2e as module
 
     with pytest.warns(UserWarning, match="all 500 samples of a waveform are zero"):
         assert not S2EFeatureExtractor(**FRONT_END)(np.zeros(500), sampling_rate=SECOND)["input_values"].any()

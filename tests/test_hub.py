@@ -17,8 +17,8 @@ from transformers import pipeline
 
 from hf_s2e import S2EAdapterError, S2EConfig, S2EForAudioClassification
 from hf_s2e.cli import main
-from hf_s2e.hub import S2EHubError, list_adapters, pull
-from hf_s2e.push import push
+from hf_s2e.hub.download import S2EHubError, list_adapters, pull
+from hf_s2e.hub.upload import push
 from hf_s2e.serving import AdapterCache
 
 TINY = {"hidden_sizes": [2, 4], "depths": [1, 1]}

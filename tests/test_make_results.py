@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from training_tools import SCRIPTS, Workbench, script
 
-from hf_s2e.results import TABLE_METHODS
+from hf_s2e.evaluation.results import TABLE_METHODS
 
 results = script("results")
 

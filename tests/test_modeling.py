@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_s2e import S2EAdapterError, S2EConfig, S2EForAudioClassification, S2EModel
-from hf_s2e.network_s2e import adapted_conv
+from hf_s2e.model.network_s2e import adapted_conv
 
 # ---- counts of the paper's network -------------------------------------------------------------------------
 

@@ -63,9 +63,9 @@ def test_wheel_holds_the_package_and_its_templates(installed):
 
     (wheel,) = (installed.parents[1] / "dist").glob("*.whl")
     names = ZipFile(wheel).namelist()
-    for wanted in ("hf_s2e/modeling_s2e.py", "hf_s2e/corpora/emodb.py", "hf_s2e/training/engine.py"):
+    for wanted in ("hf_s2e/model/modeling_s2e.py", "hf_s2e/corpora/emodb.py", "hf_s2e/training/loop.py"):
         assert wanted in names
-    assert any(name.startswith("hf_s2e/templates/") and name.endswith(".md") for name in names)
+    assert any(name.startswith("hf_s2e/hub/templates/") and name.endswith(".md") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "training/", "hub_cards/"))]
 
 

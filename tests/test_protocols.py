@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_s2e.protocols import EMOBOX_RAVDESS, Protocol, choice_protocol, make_protocol
-from hf_s2e.utterances import utterance_ids
+from hf_s2e.corpora.index import utterance_ids
+from hf_s2e.evaluation.protocols import EMOBOX_RAVDESS, Protocol, choice_protocol, make_protocol
 
 CLASSES = ["neutral", "angry", "sad"]
 

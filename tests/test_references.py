@@ -11,9 +11,9 @@ import pytest
 import soundfile
 import torch
 
-from hf_s2e.protocols import Protocol
-from hf_s2e.reports import summarize
-from hf_s2e.training.data import WaveStore
+from hf_s2e.evaluation.protocols import Protocol
+from hf_s2e.evaluation.reports import summarize
+from hf_s2e.training.wave_store import WaveStore
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra bench or dev)")
 

@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 import hf_s2e
 from hf_s2e import S2EFeatureExtractor, S2EForAudioClassification
 
-PACKAGE = Path(hf_s2e.__file__).parent
+PACKAGE = Path(hf_s2e.__file__).parent / "model"
 SHIPPED = sorted(PACKAGE.glob("*_s2e.py"))
 ALLOWED = {"numpy", "torch", "safetensors", "transformers", "huggingface_hub"}
 

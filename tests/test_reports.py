@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hf_s2e import metrics, plots, reports
-from hf_s2e.protocols import Fold, Protocol
+from hf_s2e.evaluation import metrics, plots, reports
+from hf_s2e.evaluation.protocols import Fold, Protocol
 
 CLASSES = ["neutral", "angry", "sad"]
 PROTOCOL = {"name": "loso", "hash": "0123456789abcdef", "speaker_disjoint": True}

@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT
 from training_tools import script
 
-from hf_s2e.protocols import Fold, Protocol
-from hf_s2e.reports import summarize
-from hf_s2e.results import TABLE_METHODS, finished_folds, make_command
+from hf_s2e.evaluation.protocols import Fold, Protocol
+from hf_s2e.evaluation.reports import summarize
+from hf_s2e.evaluation.results import TABLE_METHODS, finished_folds, make_command
 
 page = script("results_page")
 SPEAKERS = ("a", "b", "c")

@@ -19,10 +19,11 @@ from transformers import pipeline
 
 from hf_s2e import S2EAdapterError, S2EForAudioClassification, S2EPipeline
 from hf_s2e.training.augment import Augment
+from hf_s2e.training.checkpoints import TrainingError, finished_checkpoints
 from hf_s2e.training.data import SegmentDataset
-from hf_s2e.training.engine import predict, run_segments, train
+from hf_s2e.training.loop import train
 from hf_s2e.training.methods import METHODS
-from hf_s2e.training.progress import TrainingError, finished_checkpoints
+from hf_s2e.training.predict import predict, run_segments
 from hf_s2e.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,7 +4,7 @@ import json
 
 from training_tools import Workbench, forget_accelerator, script
 
-from hf_s2e.cards import write_card
+from hf_s2e.hub.cards import write_card
 
 
 def test_a_cross_validation_leaves_the_audit_for_the_card(tmp_path):

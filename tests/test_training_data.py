@@ -16,11 +16,12 @@ from training_tools import Workbench
 from hf_s2e import S2EFeatureExtractor, S2EFrontEnd
 from hf_s2e.audio import AudioError, load_audio
 from hf_s2e.corpora import load_corpus
-from hf_s2e.training import data
-from hf_s2e.training.data import SegmentDataset, ShuffledBatches, WaveStore
-from hf_s2e.training.engine import Spectrograms, predict
+from hf_s2e.model.atomic_write_s2e import atomic_write
+from hf_s2e.training import wave_store
+from hf_s2e.training.data import SegmentDataset, ShuffledBatches, Spectrograms
+from hf_s2e.training.predict import predict
 from hf_s2e.training.recipe import Recipe
-from hf_s2e.whole_s2e import written_whole
+from hf_s2e.training.wave_store import WaveStore
 
 RATE = 16_000
 
@@ -95,7 +96,7 @@ def test_cut_at_another_speed_interpolates(store, waves):
 def test_the_store_is_built_once_and_again_when_a_file_changes(tmp_path, waves, monkeypatch):
     corpus = corpus_of(tmp_path, waves)
     first = WaveStore.build(corpus, tmp_path / "cache", progress=False)
-    monkeypatch.setattr(data, "_decode_all", lambda *args: pytest.fail("decoded again"))
+    monkeypatch.setattr(wave_store, "_decode_all", lambda *args: pytest.fail("decoded again"))
     assert torch.equal(WaveStore.build(corpus, tmp_path / "cache", progress=False).waves, first.waves)
     monkeypatch.undo()
     other = random_waves(1000, seed=9)[0]
@@ -123,15 +124,15 @@ def test_a_killed_build_leaves_nothing_that_counts(tmp_path, waves):
     code = f"""
 import os, sys, time
 from datasets import Audio, Dataset
-from hf_s2e.training import data
+from hf_s2e.training import wave_store
 def decode_and_die(paths, target, progress):
     target.write_bytes(b"half" * 10)
     print("now", flush=True)
     os.kill(os.getpid(), 9)
-data._decode_all = decode_and_die
+wave_store._decode_all = decode_and_die
 paths = {audio_files(corpus)!r}
 corpus = Dataset.from_dict({{"audio": paths}}).cast_column("audio", Audio(decode=False))
-data.WaveStore.build(corpus, {str(tmp_path / "cache")!r}, progress=False)
+wave_store.WaveStore.build(corpus, {str(tmp_path / "cache")!r}, progress=False)
 """
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert killed.returncode == -9 and "now" in killed.stdout
@@ -236,9 +237,9 @@ def test_prediction_is_that_of_the_whole_utterance(work, aggregation):
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     for text in ("old", "new"):
-        with written_whole(tmp_path / "file") as partial:
+        with atomic_write(tmp_path / "file") as partial:
             partial.write_text(text)
-    with pytest.raises(OSError), written_whole(tmp_path / "file") as partial:
+    with pytest.raises(OSError), atomic_write(tmp_path / "file") as partial:
         partial.write_text("half")
         raise OSError("No space left on device")
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "new"

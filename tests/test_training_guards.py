@@ -14,15 +14,15 @@ from training_tools import TOY, Workbench, forget_accelerator, fresh_accelerator
 
 import hf_s2e
 from hf_s2e import S2EForAudioClassification
-from hf_s2e import adapter_files_s2e as files
-from hf_s2e.training import data
-from hf_s2e.training import script as script_module
-from hf_s2e.training.data import WaveStore
-from hf_s2e.training.engine import train
-from hf_s2e.training.progress import TrainingError, finished_checkpoints
+from hf_s2e.model import adapter_files_s2e as files
+from hf_s2e.training import inputs, runtime, wave_store
+from hf_s2e.training.arguments import CorpusArguments, RepoArguments, parse_arguments
+from hf_s2e.training.checkpoints import TrainingError, finished_checkpoints
+from hf_s2e.training.inputs import read_corpus, rows_by_speaker
+from hf_s2e.training.loop import train
+from hf_s2e.training.output import write_model
 from hf_s2e.training.recipe import Recipe
-from hf_s2e.training.repo import write_model
-from hf_s2e.training.script import CorpusArguments, RepoArguments, parse_arguments, read_corpus, rows_by_speaker
+from hf_s2e.training.wave_store import WaveStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -216,15 +216,15 @@ def test_corpus_options_that_are_none_end_in_one_sentence(work, options):
 
 
 def test_a_store_that_another_machine_has_finished_meanwhile_is_taken(work, tmp_path, monkeypatch):
-    decode_all = data._decode_all
+    decode_all = wave_store._decode_all
 
     def decode_while_another_is_faster(*args):
         with monkeypatch.context() as other:
-            other.setattr(data, "_decode_all", decode_all)
+            other.setattr(wave_store, "_decode_all", decode_all)
             WaveStore.build(work.corpus, tmp_path, progress=False)
         return decode_all(*args)
 
-    monkeypatch.setattr(data, "_decode_all", decode_while_another_is_faster)
+    monkeypatch.setattr(wave_store, "_decode_all", decode_while_another_is_faster)
     store = WaveStore.build(work.corpus, tmp_path, progress=False)
     assert torch.equal(store.lengths, work.store.lengths) and len(list(tmp_path.iterdir())) == 1
 
@@ -243,7 +243,7 @@ def test_one_process_of_each_machine_reads_the_corpus_first(work, tmp_path, monk
     monkeypatch.setitem(PartialState._shared_state, "process_index", 2 * machine + (not decodes))
     monkeypatch.setitem(PartialState._shared_state, "local_process_index", int(not decodes))
     monkeypatch.setattr(PartialState, "wait_for_everyone", lambda self: order.append("waited"))
-    monkeypatch.setattr(script_module, "build_store", lambda *args: order.append("read"))
+    monkeypatch.setattr(inputs, "build_store", lambda *args: order.append("read"))
     args = CorpusArguments("toy", str(work.folder), None, json.dumps(TOY), str(work.folder / "cache"))
     read_corpus(accelerator, args)
     assert order == (["read", "waited"] if decodes else ["waited", "read"])
@@ -336,15 +336,15 @@ def test_the_environment_says_which_code_ran(tmp_path, monkeypatch):
         subprocess.run(["git", "-C", str(tmp_path), *setup, *command], check=True, capture_output=True)
 
     def said():
-        found = script_module.environment(fresh_accelerator())
+        found = runtime.environment(fresh_accelerator())
         assert found["hf_s2e"] == hf_s2e.__version__
         return found["git_revision"], found["git_changed"]
 
     package = tmp_path / "hf_s2e" / "training"
     package.mkdir(parents=True)
-    (package / "script.py").write_text("one")
+    (package / "runtime.py").write_text("one")
     (tmp_path / "notes.md").write_text("another's repository")
-    monkeypatch.setattr(script_module, "__file__", str(package / "script.py"))
+    monkeypatch.setattr(runtime, "__file__", str(package / "runtime.py"))
     assert said() == (None, None)
     git("init", "-q")
     git("add", "notes.md")
@@ -354,7 +354,7 @@ def test_the_environment_says_which_code_ran(tmp_path, monkeypatch):
     git("commit", "-q", "-m", "ours")
     revision, changed = said()
     assert len(revision) == 40 and changed is False
-    (package / "script.py").write_text("two")
+    (package / "runtime.py").write_text("two")
     assert said() == (revision, True)
 
 

@@ -17,13 +17,14 @@ from training_tools import (
 )
 
 from hf_s2e.audio import AudioError, load_audio
-from hf_s2e.training import lazy
-from hf_s2e.training.data import WaveStore
-from hf_s2e.training.engine import predict, train
-from hf_s2e.training.lazy import LazyStore
-from hf_s2e.training.progress import TrainingError, finished_checkpoints
+from hf_s2e.training import lazy_store as lazy_module
+from hf_s2e.training.checkpoints import TrainingError, finished_checkpoints
+from hf_s2e.training.inputs import make_task
+from hf_s2e.training.lazy_store import LazyStore
+from hf_s2e.training.loop import train
+from hf_s2e.training.predict import predict
 from hf_s2e.training.recipe import Recipe
-from hf_s2e.training.script import make_task
+from hf_s2e.training.wave_store import WaveStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,7 +96,7 @@ def test_lengths_are_those_after_decoding_and_looked_up_once(tmp_path, monkeypat
     store = LazyStore.build(corpus, tmp_path / "cache", progress=False)
     assert store.lengths.tolist() == WaveStore.build(corpus, tmp_path / "cache", progress=False).lengths.tolist()
     assert store.lengths[1] == math.ceil(20_011 * 16_000 / 44_100)
-    monkeypatch.setattr(lazy, "map_files", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(lazy_module, "map_files", lambda *args: pytest.fail("measured again"))
     assert torch.equal(LazyStore.build(corpus, tmp_path / "cache", progress=False).lengths, store.lengths)
 
 
@@ -121,7 +122,7 @@ def test_a_file_that_goes_missing_in_the_middle_of_an_epoch(work, tmp_path, work
     def lose(row):
         paths[11].unlink(missing_ok=True)
 
-    lazy._decode.cache_clear()
+    lazy_module._decode.cache_clear()
     options = {"checkpoint_dir": tmp_path / "run", "checkpointing_steps": 3, "on_epoch": lose}
     with pytest.raises(
         TrainingError, match=r"11\.wav: cannot be opened.* The last good checkpoint is .*step_"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from training_tools import SCRIPTS, Workbench, script
 
+from hf_s2e.training.arguments import parse_arguments
 from hf_s2e.training.methods import METHODS, build_model
 from hf_s2e.training.recipe import Recipe, make_optimizer, make_scheduler, read_recipe
-from hf_s2e.training.script import parse_arguments
 
 STEPS = 7  # an epoch
 EMOTION = {1: 1e-2, 10: 1e-2, 11: 1e-3, 20: 1e-3, 21: 1e-4, 30: 1e-4}  # epoch -> learning rate

@@ -19,11 +19,12 @@ from tiny import tiny_config
 
 from hf_s2e import S2EForAudioClassification
 from hf_s2e.corpora import load_corpus
-from hf_s2e.training.data import WaveStore
-from hf_s2e.training.engine import Task, train
+from hf_s2e.training.data import Task
+from hf_s2e.training.inputs import make_task
+from hf_s2e.training.loop import train
 from hf_s2e.training.methods import METHODS, build_model
 from hf_s2e.training.recipe import Recipe
-from hf_s2e.training.script import make_task
+from hf_s2e.training.wave_store import WaveStore
 
 SCRIPTS = ROOT / "training"
 TOY = {"num_speakers": 3, "utterances_per_label": 2}  # 24 utterances of 1.5 to 3 s

@@ -18,30 +18,31 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_s2e.metrics import scores
-from hf_s2e.training.engine import predict, train
-from hf_s2e.training.methods import METHODS, build_model
-from hf_s2e.training.repo import check_output, find_namespace, push_to_hub, write_facts, write_model
-from hf_s2e.training.script import (
+from hf_s2e.evaluation.metrics import scores
+from hf_s2e.training.arguments import (
     RepoArguments,
     checkpoint_folder,
     domain_of,
-    draw,
-    environment,
-    find_checkpoint,
-    make_accelerator,
-    make_task,
     parse_arguments,
-    prediction_table,
-    read_corpus,
-    readable_errors,
-    rows_by_speaker,
     run_folder,
     split_names,
-    start_trackers,
+)
+from hf_s2e.training.inputs import draw, make_task, read_corpus, rows_by_speaker
+from hf_s2e.training.loop import train
+from hf_s2e.training.methods import METHODS, build_model
+from hf_s2e.training.output import (
+    check_output,
+    find_checkpoint,
+    find_namespace,
+    prediction_table,
+    push_to_hub,
+    write_facts,
     write_json,
+    write_model,
     write_record,
 )
+from hf_s2e.training.predict import predict
+from hf_s2e.training.runtime import environment, make_accelerator, readable_errors, start_trackers
 
 
 @dataclass

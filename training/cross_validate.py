@@ -25,13 +25,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset
 
-from hf_s2e.adapter_files_s2e import tensors_sha256
-from hf_s2e.audit import audit
-from hf_s2e.protocols import Protocol, choice_protocol
-from hf_s2e.reports import latex_table, markdown_table, summarize
-from hf_s2e.results import finished_folds
-from hf_s2e.training.data import WaveStore
-from hf_s2e.training.engine import predict, train
+from hf_s2e.evaluation.audit import audit
+from hf_s2e.evaluation.protocols import Protocol, choice_protocol
+from hf_s2e.evaluation.reports import latex_table, markdown_table, summarize
+from hf_s2e.evaluation.results import finished_folds
+from hf_s2e.model.adapter_files_s2e import tensors_sha256
+from hf_s2e.training.arguments import ProtocolArguments, RunArguments, domain_of, parse_arguments, split_names
 from hf_s2e.training.fold_runs import (
     Job,
     choose_recipes,
@@ -41,25 +40,15 @@ from hf_s2e.training.fold_runs import (
     list_jobs,
     refuse_other_recipes,
 )
-from hf_s2e.training.lazy import LazyStore
+from hf_s2e.training.inputs import draw, make_task, read_corpus, read_protocol
+from hf_s2e.training.lazy_store import LazyStore
+from hf_s2e.training.loop import train
 from hf_s2e.training.methods import METHODS, build_model
+from hf_s2e.training.output import prediction_table, write_json
+from hf_s2e.training.predict import predict
 from hf_s2e.training.recipe import Recipe, read_recipe
-from hf_s2e.training.script import (
-    ProtocolArguments,
-    RunArguments,
-    domain_of,
-    draw,
-    environment,
-    make_accelerator,
-    make_task,
-    parse_arguments,
-    prediction_table,
-    read_corpus,
-    read_protocol,
-    readable_errors,
-    split_names,
-    write_json,
-)
+from hf_s2e.training.runtime import environment, make_accelerator, readable_errors
+from hf_s2e.training.wave_store import WaveStore
 
 
 @dataclass
@@ -276,7 +265,7 @@ def write_report(folder: Path, predictions: pd.DataFrame, protocol: Protocol, **
     (folder / "table.md").write_text(markdown_table(summary), encoding="utf-8")
     (folder / "table.tex").write_text(latex_table(summary), encoding="utf-8")
     try:
-        from hf_s2e.plots import plot_bars, plot_confusion
+        from hf_s2e.evaluation.plots import plot_bars, plot_confusion
 
         plot_bars(summary, folder / "bars.png")
         for method, row in summary["methods"].items():

@@ -20,8 +20,10 @@ from transformers import pipeline
 import hf_s2e  # noqa: F401 (registers the model with transformers)
 from hf_s2e.audio import load_audio
 from hf_s2e.corpora import load_corpus
-from hf_s2e.metrics import scores
-from hf_s2e.training.script import readable_errors, speakers_of, split_names
+from hf_s2e.evaluation.metrics import scores
+from hf_s2e.training.arguments import split_names
+from hf_s2e.training.inputs import speakers_of
+from hf_s2e.training.runtime import readable_errors
 
 BASE = Path(__file__).resolve().parents[1] / "hub_cards" / "s2e-resnet20-adapter"
 HELD_OUT = {"emodb": "03,08", "ravdess": "01,02,03,04"}  # a man and a woman of EmoDB

@@ -12,7 +12,6 @@ Writes OUT/evaluation.json (as cross_validate.py's summary.json) and OUT/predict
 Several GPUs (`accelerate launch --multi_gpu`, NCCL) are built for, but unverified: only processes on CPUs were tried.
 """
 
-import importlib
 import json
 import sys
 from dataclasses import asdict, dataclass, field
@@ -23,26 +22,17 @@ from accelerate.utils import gather_object
 from transformers import HfArgumentParser
 
 from hf_s2e import S2EConfig, S2EForAudioClassification
-from hf_s2e.adapter_files_s2e import ADAPTER_WEIGHTS, S2EAdapterError, fetch, find_base, read_adapter_config
-from hf_s2e.cards import TRAINING_FACTS
 from hf_s2e.corpora import list_corpora
-from hf_s2e.reports import summarize
-from hf_s2e.training.engine import predict
+from hf_s2e.corpora.index import corpus_facts, text_column
+from hf_s2e.evaluation.reports import summarize
+from hf_s2e.hub.cards import TRAINING_FACTS
+from hf_s2e.model.adapter_files_s2e import ADAPTER_WEIGHTS, S2EAdapterError, fetch, find_base, read_adapter_config
+from hf_s2e.training.arguments import CorpusArguments, split_names
+from hf_s2e.training.inputs import draw, make_task, read_corpus, rows_by_speaker
 from hf_s2e.training.methods import METHODS
-from hf_s2e.training.script import (
-    CorpusArguments,
-    draw,
-    environment,
-    make_accelerator,
-    make_task,
-    prediction_table,
-    read_corpus,
-    readable_errors,
-    rows_by_speaker,
-    split_names,
-    write_json,
-)
-from hf_s2e.utterances import corpus_facts, text_column
+from hf_s2e.training.output import prediction_table, write_json
+from hf_s2e.training.predict import predict
+from hf_s2e.training.runtime import environment, make_accelerator, readable_errors
 
 FROM_SCRATCH = {"speaker classification", *(name for name, method in METHODS.items() if method.from_scratch)}
 ANY_RECORDINGS = {"folder", "manifest", "hub"}  # corpora whose names do not say which recordings they are
@@ -213,21 +203,5 @@ def in_words(summary: dict, name: str) -> str:
     return "\n".join(lines)
 
 
-def hand_over() -> None:
-    """Put the package `evaluate` where Python has just put this file.
-
-    Scripts in this folder find this file first; whoever imports `evaluate` there means the package.
-    """
-    here, path = Path(__file__).parent, list(sys.path)
-    sys.path[:] = [place for place in path if Path(place).resolve() != here.resolve()]
-    try:
-        del sys.modules["evaluate"]
-        importlib.import_module("evaluate")
-    finally:
-        sys.path[:] = path
-
-
 if __name__ == "__main__":
     main()
-elif __name__ == "evaluate":
-    hand_over()

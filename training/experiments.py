@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hf_s2e.results import default_protocol, folder_name
-from hf_s2e.training.progress import finished_checkpoints
+from hf_s2e.evaluation.results import default_protocol, folder_name
+from hf_s2e.training.checkpoints import finished_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 BASES = Path("out/bases")

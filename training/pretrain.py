@@ -21,25 +21,22 @@ import torch
 import torch.nn.functional as F
 
 from hf_s2e import S2EConfig, S2EForAudioClassification, S2EFrontEnd
-from hf_s2e.training.engine import Task, predict, run_segments, train
-from hf_s2e.training.repo import check_output, find_namespace, push_to_hub, write_facts, write_model
-from hf_s2e.training.script import (
-    RepoArguments,
-    checkpoint_folder,
-    draw,
-    environment,
+from hf_s2e.training.arguments import RepoArguments, checkpoint_folder, parse_arguments, run_folder
+from hf_s2e.training.data import Task
+from hf_s2e.training.inputs import draw, make_task, read_corpus, speakers_of
+from hf_s2e.training.loop import train
+from hf_s2e.training.output import (
+    check_output,
     find_checkpoint,
-    make_accelerator,
-    make_task,
-    parse_arguments,
-    read_corpus,
-    readable_errors,
-    run_folder,
-    speakers_of,
-    start_trackers,
+    find_namespace,
+    push_to_hub,
+    write_facts,
     write_json,
+    write_model,
     write_record,
 )
+from hf_s2e.training.predict import predict, run_segments
+from hf_s2e.training.runtime import environment, make_accelerator, readable_errors, start_trackers
 
 PAPER = {
     "learning_rate": 0.05,

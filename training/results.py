@@ -17,9 +17,9 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from hf_s2e.results import TABLE_METHODS, TABLE_RUNS, default_protocol, folder_name
+from hf_s2e.evaluation.results import TABLE_METHODS, TABLE_RUNS, default_protocol, folder_name
+from hf_s2e.training.arguments import ProtocolArguments, split_names
 from hf_s2e.training.recipe import Recipe
-from hf_s2e.training.script import ProtocolArguments, split_names
 
 ROOT = Path(__file__).resolve().parents[1]
 # few voices and few steps: every file of a result in a minute or two on two cores, and no result

@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_s2e.protocols import Protocol
-from hf_s2e.reports import markdown_table, origin, without_hearing
-from hf_s2e.results import TABLE_METHODS, TABLE_RUNS, environments, finished_folds, make_command
-from hf_s2e.training.script import readable_errors
+from hf_s2e.evaluation.protocols import Protocol
+from hf_s2e.evaluation.reports import markdown_table, origin, without_hearing
+from hf_s2e.evaluation.results import TABLE_METHODS, TABLE_RUNS, environments, finished_folds, make_command
+from hf_s2e.training.runtime import readable_errors
 
 HEAD = """\
 # Results

@@ -17,7 +17,7 @@ from pathlib import Path
 import datasets
 import pyarrow.compute
 
-from ..whole_s2e import written_whole
+from ..model.atomic_write_s2e import atomic_write
 from .base import draw_speakers
 from .files import CorpusError, CorpusWarning, Report
 
@@ -160,6 +160,6 @@ def _to_files(dataset: datasets.Dataset, cache_dir) -> datasets.Dataset:
 def _write_once(path: Path, data: bytes) -> str:
     if not (path.is_file() and path.stat().st_size == len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write_bytes(data)
     return str(path)

@@ -15,7 +15,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from ..whole_s2e import beside
+from ..model.atomic_write_s2e import beside
 from .base import Corpus
 
 RATE = 16_000  # samples per second

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..metrics import scores
-from ..protocols import Fold, Protocol
-from ..whole_s2e import written_whole
-from .script import readable_errors, write_json
+from ..evaluation.metrics import scores
+from ..evaluation.protocols import Fold, Protocol
+from ..model.atomic_write_s2e import atomic_write
+from .output import write_json
+from .runtime import readable_errors
 
 CHOICE_RULE = (
     "For each method and fold the recipe with the highest UA on a validation part (of equals the first), in one run "
@@ -50,7 +51,7 @@ class Job:
         """The predictions come last and in one step: where they are, the fold-run is whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.facts, facts)
-        with written_whole(self.predictions) as file:
+        with atomic_write(self.predictions) as file:
             rows.to_parquet(file)
 
 

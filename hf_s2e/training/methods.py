@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..configuration_s2e import S2EConfig
-from ..modeling_s2e import S2EForAudioClassification
+from ..model.configuration_s2e import S2EConfig
+from ..model.modeling_s2e import S2EForAudioClassification
 from .recipe import Recipe
 
 

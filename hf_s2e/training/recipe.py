@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..configuration_s2e import POOLINGS
+from ..model.configuration_s2e import POOLINGS
 
 SCHEDULES = ("step", "cosine")
 _NOT_NEGATIVE = ("0 or more", lambda value: value >= 0)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from ..audio import SAMPLING_RATE, load_audio
-from ..utterances import audio_paths
-from ..whole_s2e import written_whole
-from .data import corpus_key, decode, map_files
+from ..corpora.index import audio_paths
+from ..model.atomic_write_s2e import atomic_write
+from .wave_store import corpus_key, decode, map_files
 
 EXACT_HEADERS = ("WAV", "WAVEX", "FLAC")  # their headers say how many samples there are, others' about how many
 
@@ -39,7 +39,7 @@ class LazyStore:
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             lengths = np.fromiter(map_files(_length, paths, "measuring", progress), np.int64, len(paths))
-            with written_whole(file) as partial, open(partial, "wb") as target:
+            with atomic_write(file) as partial, open(partial, "wb") as target:
                 np.save(target, lengths)
         return cls(dataset, torch.from_numpy(np.load(file)), workers)
 

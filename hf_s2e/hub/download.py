@@ -27,7 +27,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .adapter_files_s2e import (
+from ..model.adapter_files_s2e import (
     ADAPTER_WEIGHTS,
     BAD_CONFIG,
     S2EAdapterError,
@@ -36,8 +36,8 @@ from .adapter_files_s2e import (
     httpx,
     tensors_sha256,
 )
+from ..model.configuration_s2e import S2EConfig
 from .cards import BASE_WEIGHTS, fingerprint_of, is_adapter
-from .configuration_s2e import S2EConfig
 
 PULLED = ("*.json", "*.safetensors", "*.md", "*.py", "LICENSE")  # no pickle, whatever a repo holds
 _FAILURES = (HfHubHTTPError, EntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: a killed process or a full disk leaves the old one."""
+"""Atomic writes: a killed process or a full disk leaves the old file, never a part of the new one."""
 
 import os
 import uuid
@@ -13,7 +13,7 @@ def beside(path: Path) -> Path:
 
 
 @contextmanager
-def written_whole(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """A path to write to, which becomes `path` at the end of the block, unless that raises."""
     partial = beside(Path(path))
     try:

@@ -10,11 +10,10 @@ A card is made from what lies in the repo's folder and from one results file, an
 - the `summary.json` that `training/cross_validate.py` writes (percent, standard deviations over runs), and
   the output of `s2e audit --json` in audit.json beside it.
 
-Texts and the table of corpora are in hub_cards/templates/.
+Texts and the table of corpora are in templates/ beside this file.
 """
 
 import argparse
-import functools
 import json
 import math
 import os
@@ -28,9 +27,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from .adapter_files_s2e import ADAPTER_WEIGHTS, fingerprint
-from .configuration_s2e import BASE_DOMAIN, S2EConfig
-from .reports import about_bootstrap, about_choice, origin, started_from, without_hearing
+from ..evaluation.reports import about_bootstrap, about_choice, origin, started_from, without_hearing
+from ..model.adapter_files_s2e import ADAPTER_WEIGHTS, fingerprint
+from ..model.configuration_s2e import BASE_DOMAIN, S2EConfig
 
 BASE_WEIGHTS = "model.safetensors"
 TRAINING_FACTS = "training.json"
@@ -44,6 +43,7 @@ _PROTOCOLS = {  # for readers of a card; `5fold` and its like are folds of speak
     "split": "the corpus' own split",
     "emobox6": "EmoBox's folds of speakers",
 }
+TEMPLATES = Path(__file__).parent / "templates"
 SHOWN = 3  # files that a card names for each finding of the audit
 _USED = {"speakers": "{:,} speakers", "utterances": "{:,} utterances", "hours": "{} h"}
 
@@ -134,14 +134,6 @@ def card_repo_id(folder: str | os.PathLike, config: Any) -> str:
     return f"{namespace or OWN_NAMESPACE}/{Path(folder).resolve().name}"
 
 
-@functools.cache
-def templates() -> Path:
-    """The folder of templates: beside this module in a wheel, in hub_cards/ in a checkout."""
-    here = Path(__file__).resolve().parent
-    places = (here / "templates", here.parent / "hub_cards" / "templates")
-    return next(place for place in places if place.is_dir())
-
-
 def about_corpus(used: Mapping[str, Any]) -> dict[str, Any]:
     """Title, language, licence, terms, url and citation of a corpus; what `used` itself says goes first.
 
@@ -154,7 +146,7 @@ def about_corpus(used: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _template(name: str) -> str:
-    return (templates() / name).read_text(encoding="utf-8")
+    return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def make_card(folder: Path, config: Any, training: Mapping[str, Any], results: Mapping[str, Any] | None) -> ModelCard:

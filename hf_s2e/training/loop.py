@@ -1,8 +1,5 @@
-"""The training loop, shared by speaker and emotion training, and prediction over whole utterances."""
+"""The training loop, shared by speaker and emotion training."""
 
-import ctypes
-import platform
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,96 +11,16 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DynamoBackend
 from torch.utils.data import DataLoader
 
-from ..adapter_files_s2e import tensors_sha256
 from ..audio import AudioError
-from ..feature_extraction_s2e import S2EFrontEnd
-from ..modeling_s2e import S2EForAudioClassification, aggregate_segments
+from ..model.adapter_files_s2e import tensors_sha256
+from ..model.modeling_s2e import S2EForAudioClassification
 from .augment import Augment
-from .data import SegmentDataset, ShuffledBatches, WaveStore
-from .lazy import LazyStore
-from .progress import Checkpoints, Meter, TrainingError, refuse_other_checkpoints
+from .checkpoints import Checkpoints, Meter, TrainingError, refuse_other_checkpoints
+from .data import SegmentDataset, ShuffledBatches, Spectrograms, Task, segment_loader
 from .recipe import Recipe, make_optimizer, make_scheduler
+from .runtime import keep_freed_memory
 
 LOSS_CHECK_STEPS = 20  # reading the loss stalls an accelerator: not at every step
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
-
-
-@dataclass
-class Task:
-    """What is trained on: audio, its labels, and which utterances."""
-
-    store: WaveStore | LazyStore
-    labels: Sequence[int]
-    utterances: Sequence[int]
-    front_end: S2EFrontEnd
-
-
-class Spectrograms:
-    """Batches of segments -> spectrograms, on the accelerator or where the audio is, augmented if asked."""
-
-    def __init__(self, task: Task, recipe: Recipe, device: torch.device):
-        self.front_end, self.recipe, self.device = task.front_end, recipe, device
-        self.store = task.store.to(device)
-        self.peaks = _peaks(task, self.store, device)
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        utterances: torch.Tensor,
-        starts: torch.Tensor,
-        augment: Augment | None = None,
-        waves: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """int64 (n,), int64 (n,) -> float32 (n, bins, frames)
-
-        Args:
-            waves: int16 (n, samples), from half a window before each start, where a worker has read them.
-        """
-        front_end, store = self.front_end, self.store
-        to = {"device": self.device, "non_blocking": True}  # from pinned memory: nothing waits
-        utterances, starts = utterances.to(**to), starts.to(**to)
-        rows, begin = utterances, starts - front_end.context
-        if waves is not None:
-            store = WaveStore.of_pieces(waves.to(**to))
-            rows, begin = torch.arange(len(rows), device=rows.device), torch.zeros_like(starts)
-        speed = None if augment is None else augment.speed(len(starts))
-        waves = store.cut(rows, begin, front_end.segment_samples, speed).to(**to)
-        if augment is not None:
-            waves = augment.waveforms(waves)
-        magnitude = front_end.magnitude(waves).transpose(-2, -1)
-        if augment is not None:
-            magnitude = augment.magnitude(magnitude)
-        maximum = None if self.peaks is None else self.peaks[utterances][:, None, None]
-        spectrograms = front_end.mu_law(magnitude, maximum)
-        return spectrograms if augment is None else augment.spectrograms(spectrograms)
-
-
-def _loader(data: SegmentDataset, device: torch.device, **batches) -> DataLoader:
-    return DataLoader(
-        data,
-        collate_fn=_as_it_is,
-        num_workers=data.store.workers,
-        pin_memory=device.type == "cuda",
-        **batches,
-    )
-
-
-def _as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return batch
-
-
-def _peaks(task: Task, store: WaveStore, device: torch.device) -> torch.Tensor | None:
-    """Each utterance's largest magnitude, where `normalization="utterance"` needs it."""
-    if task.front_end.normalization != "utterance":
-        return None
-    if not isinstance(store, WaveStore):
-        raise TrainingError("normalization='utterance' needs whole utterances: decode them once, not lazily.")
-    peaks = torch.zeros(len(store.lengths), device=device)
-    zero = torch.zeros(1, dtype=torch.int64)
-    for utterance in set(task.utterances):
-        wave = store.cut(torch.tensor([utterance]), zero, int(store.lengths[utterance]))[0]
-        peaks[utterance] = task.front_end.peak(wave.to(device))
-    return peaks
 
 
 def train(
@@ -184,7 +101,7 @@ def _batches(task: Task, recipe: Recipe, seed: int, device: torch.device) -> tup
     if not len(data):
         raise TrainingError("There is nothing to train on: no utterance is left.")
     sampler = ShuffledBatches(data.labels, recipe.per_device_train_batch_size, seed, balance=recipe.balance_classes)
-    return _loader(data, device, batch_sampler=sampler), sampler
+    return segment_loader(data, device, batch_sampler=sampler), sampler
 
 
 def _prepare(accelerator: Accelerator, model, optimizer, loader: DataLoader, alone: bool) -> tuple:
@@ -311,15 +228,6 @@ def _compiled(accelerator: Accelerator, model: torch.nn.Module) -> torch.nn.Modu
     return model if plugin.backend == DynamoBackend.NO else torch.compile(model, **plugin.to_kwargs())
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: by default every activation's pages go back to the kernel and are faulted
-    in again at the next step: half of the time (benchmarks/training_speed.py measures it)."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
-
-
 def _settings(
     accelerator: Accelerator, model: torch.nn.Module, task: Task, recipe: Recipe, seed: int
 ) -> dict[str, object]:
@@ -346,45 +254,3 @@ def _frozen_sha256(model: torch.nn.Module) -> str:
     learning = {name.rsplit(".", 1)[0] for name, p in model.named_parameters() if p.requires_grad}
     frozen = {name: t for name, t in model.state_dict().items() if name.rsplit(".", 1)[0] not in learning}
     return tensors_sha256(frozen)
-
-
-def predict(model: S2EForAudioClassification, task: Task, **options) -> np.ndarray:
-    """Posteriors of whole utterances by the active domain: float32 (utterances of the task, classes).
-
-    Args:
-        **options: as of `run_segments`.
-    """
-    whole = []
-    for log_posteriors in run_segments(model, task, **options):
-        mask = torch.ones(1, len(log_posteriors), dtype=torch.bool)
-        whole.append(aggregate_segments(log_posteriors, mask, model.config.aggregation))
-    return torch.cat(whole).exp().numpy()
-
-
-@torch.inference_mode()
-def run_segments(
-    model: S2EForAudioClassification,
-    task: Task,
-    *,
-    device: torch.device,
-    batch_size: int = 64,
-    progress: bool = False,
-    output: str = "logits",
-) -> tuple[torch.Tensor, ...]:
-    """What the network says of each segment: one float32 (segments, width) for each utterance of the task.
-
-    Args:
-        batch_size: segments at a time, across utterances.
-        output: "logits" (log posteriors) or "embeddings".
-    """
-    from tqdm import tqdm
-
-    model.to(device).eval()
-    data = SegmentDataset(task.store, task.labels, task.utterances, task.front_end)
-    spectrograms = Spectrograms(task, Recipe(), device)
-    rows = []
-    loader = _loader(data, device, batch_size=batch_size)
-    for batch in tqdm(loader, desc="recognising", unit="batch", disable=not progress):
-        inputs = spectrograms(batch["utterance"], batch["start"], waves=batch.get("waves"))
-        rows.append(model(input_values=inputs)[output].float().cpu())
-    return torch.cat(rows).split(data.counts.tolist())

@@ -13,7 +13,8 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.utils import validate_repo_id
 
-from .adapter_files_s2e import ADAPTER_WEIGHTS
+from ..model.adapter_files_s2e import ADAPTER_WEIGHTS
+from ..model.configuration_s2e import S2EConfig
 from .cards import (
     BASE_WEIGHTS,
     TRAINING_FACTS,
@@ -23,10 +24,9 @@ from .cards import (
     make_card,
     read_training,
 )
-from .configuration_s2e import S2EConfig
-from .hub import asking_the_hub, check_repo, local_base, read_config
+from .download import asking_the_hub, check_repo, local_base, read_config
 
-CODE = Path(__file__).parent  # its modules *_s2e.py are the remote code of every repo
+CODE = Path(__file__).parents[1] / "model"  # its modules *_s2e.py are the remote code of every repo
 SENT = ("config.json", "preprocessor_config.json", BASE_WEIGHTS, ADAPTER_WEIGHTS, TRAINING_FACTS, "LICENSE")
 NEW_COMMIT = "(the commit that pushing the base makes)"
 _COMMIT_ROW = re.compile(r"^\| Base commit \|.*$", re.MULTILINE)

@@ -1,5 +1,6 @@
-"""The repo that a training writes: its card, and its way to the Hub."""
+"""What a training writes: the repo, its record and card, and its way to the Hub."""
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -7,15 +8,19 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 
-from ..adapter_files_s2e import ADAPTER_WEIGHTS
-from ..cards import BASE_WEIGHTS, write_card, write_training
-from ..modeling_s2e import S2EForAudioClassification
-from .data import WaveStore
-from .progress import refuse_other_checkpoints
+from ..corpora.index import utterance_ids
+from ..hub.cards import BASE_WEIGHTS, write_card, write_training
+from ..model.adapter_files_s2e import ADAPTER_WEIGHTS
+from ..model.atomic_write_s2e import atomic_write
+from ..model.modeling_s2e import S2EForAudioClassification
+from .arguments import RepoArguments, checkpoint_folder, known_arguments, run_folder
+from .checkpoints import finished_checkpoints, refuse_other_checkpoints
 from .recipe import Recipe
-from .script import RepoArguments, checkpoint_folder, find_checkpoint, readable_errors
+from .runtime import readable_errors
+from .wave_store import WaveStore
 
 _IN_WORDS = ("num_train_epochs", "learning_rate", "lr_scheduler_type", "lr_drop_epochs", "momentum")
 
@@ -31,6 +36,26 @@ def check_output(args: RepoArguments, *, adapter: bool) -> None:
     if args.checkpointing_steps:
         with readable_errors():
             refuse_other_checkpoints(checkpoint_folder(args), find_checkpoint(args))
+
+
+def find_checkpoint(args: RepoArguments) -> Path | None:
+    """The checkpoint to go on from.
+
+    Raises:
+        SystemExit: there is none where one was asked for.
+    """
+    if args.resume_from_checkpoint is None:
+        return None
+    folder = checkpoint_folder(args)
+    if args.resume_from_checkpoint == "latest":
+        found = finished_checkpoints(folder)
+        if not found:
+            raise SystemExit(f"--resume_from_checkpoint latest: there is no whole checkpoint in {folder}")
+        return found[-1]
+    chosen = Path(args.resume_from_checkpoint)
+    if not (chosen / "progress.json").is_file():
+        raise SystemExit(f"--resume_from_checkpoint {chosen}: not a whole checkpoint of this package")
+    return chosen
 
 
 def write_model(model: S2EForAudioClassification, output_dir: str | os.PathLike, *, adapter: bool) -> None:
@@ -54,12 +79,47 @@ def write_model(model: S2EForAudioClassification, output_dir: str | os.PathLike,
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def write_record(args: Any, recipe: Recipe, made_by: dict[str, Any], history: list[dict]) -> None:
+    """What made the model beside this folder: arguments and recipe, environment and history; no tokens, and no
+    scores of a model that was here before."""
+    folder = run_folder(args)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("evaluation.json", "predictions.parquet"):
+        (folder / name).unlink(missing_ok=True)
+    write_json(folder / "arguments.json", {"arguments": known_arguments(args), "recipe": asdict(recipe)})
+    write_json(folder / "environment.json", made_by)
+    write_json(folder / "history.json", history)
+
+
+def prediction_table(dataset, utterances: Sequence[int], posteriors: np.ndarray, **columns: Any):
+    """One row an utterance, as hf_s2e.evaluation.reports reads them; `columns` (run, fold, method) come first."""
+    import pandas as pd
+
+    part = dataset.select(utterances)
+    return pd.DataFrame(
+        {
+            **columns,
+            "utterance": np.asarray(utterance_ids(dataset))[list(utterances)],
+            "speaker": ["" if speaker is None else str(speaker) for speaker in part["speaker"]],
+            "label": np.asarray(part["label"]),
+            "prediction": posteriors.argmax(axis=1),
+            "posterior": [row.round(6).tolist() for row in posteriors],
+        }
+    )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """In one step: a reader sees the old file or the whole new one."""
+    with atomic_write(path) as file:
+        file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def write_facts(args: RepoArguments, recipe: Recipe, dataset, store: WaveStore, rows: Sequence[int], **facts):
     """Write training.json and the card, from what is in --output_dir and these facts.
 
     Args:
         rows: of the utterances that were trained on.
-        **facts: further fields of training.json, see hf_s2e.cards.
+        **facts: further fields of training.json, see hf_s2e.hub.cards.
     """
     training = {"corpora": _corpora(args, dataset, store, rows), "settings": _settings(args, recipe), **facts}
     write_training(args.output_dir, training)
@@ -119,7 +179,7 @@ def find_namespace(args: RepoArguments) -> None:
         return
     from huggingface_hub import HfApi
 
-    from ..hub import asking_the_hub
+    from ..hub.download import asking_the_hub
 
     name = args.hub_model_id or Path(args.output_dir).resolve().name
     with readable_errors("--push_to_hub: "), asking_the_hub("cannot log in"):
@@ -129,7 +189,7 @@ def find_namespace(args: RepoArguments) -> None:
 
 def push_to_hub(args: RepoArguments) -> None:
     """Publish --output_dir as `--hub_model_id`, without run/; an unpublished base goes with its adapter."""
-    from ..push import push
+    from ..hub.upload import push
 
     namespace, _, name = args.hub_model_id.partition("/")
     with readable_errors(f"{args.output_dir} is written, but not published: "):

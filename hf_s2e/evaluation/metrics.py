@@ -3,11 +3,8 @@
 Conventions of the paper: WA (weighted accuracy) is plain accuracy, UA (unweighted accuracy) is the mean of
 the classes' recalls. Everything here is a fraction in 0..1; only reports turn them into percent.
 
-The functions need numpy alone. `SpeechEmotionMetric` is an `evaluate.Metric` and imports `evaluate` when it
-is first asked for.
+They need numpy alone; `evaluate_metric.py` has them as an `evaluate.Metric`.
 """
-
-import functools
 
 import numpy as np
 
@@ -212,50 +209,3 @@ def _sign_flip(differences, seed):
         extreme += int(np.sum(np.abs((1 - 2 * signs) @ differences) >= observed))
     # the observed pattern is one of the possible ones, so p is never 0
     return (1 + extreme) / (1 + PERMUTATIONS), f"{PERMUTATIONS} random sign patterns"
-
-
-def __getattr__(name):
-    if name == "SpeechEmotionMetric":
-        return _metric_class()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-@functools.cache
-def _metric_class():
-    import datasets
-    import evaluate
-
-    class SpeechEmotionMetric(evaluate.Metric):
-        """UA, WA, macro-F1, per-class recall and confusion matrix as an `evaluate.Metric`; needs no network.
-
-        `compute(predictions=, references=, num_classes=None, label_names=None)` returns a dict: floats `ua`,
-        `wa`, `macro_f1`, `recall` (by label name, or by class number; None for a class without utterances)
-        and `confusion_matrix` (nested lists, rows true). Without `num_classes` and `label_names` the classes
-        are those up to the highest number seen.
-        """
-
-        def _info(self):
-            integers = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-            return evaluate.MetricInfo(
-                description="Unweighted and weighted accuracy of speech emotion recognition.",
-                citation="doi:10.1109/APSIPAASC47483.2019.9023339",
-                inputs_description="predictions, references: class numbers, one per utterance",
-                features=datasets.Features(integers),
-            )
-
-        def _compute(self, predictions, references, num_classes=None, label_names=None):
-            if num_classes is None:
-                num_classes = len(label_names) if label_names else 1 + max(max(predictions), max(references))
-            names = label_names or [str(number) for number in range(num_classes)]
-            if len(names) != num_classes:
-                raise ValueError(f"{len(names)} label names for {num_classes} classes")
-            recalls = class_recalls(references, predictions, num_classes)
-            return {
-                **scores(references, predictions, num_classes),
-                "recall": {name: None if np.isnan(r) else float(r) for name, r in zip(names, recalls)},
-                "confusion_matrix": confusion_matrix(references, predictions, num_classes).tolist(),
-            }
-
-    # found by pickle and by name through the module's __getattr__
-    SpeechEmotionMetric.__qualname__ = "SpeechEmotionMetric"
-    return SpeechEmotionMetric

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import cached_file
 
+from .atomic_write_s2e import atomic_write
 from .configuration_s2e import ADAPTER_FIELDS, DOMAIN_NAME, FRONT_END_DEFAULTS, MAX_LABELS, NAME_RULE
-from .whole_s2e import written_whole
 
 ADAPTER_WEIGHTS = "adapter.safetensors"
 # Keywords of from_pretrained that say how a repo is fetched; those that name a place inside one repo are
@@ -97,7 +97,7 @@ def fingerprint(shared: Mapping[str, torch.Tensor], front_end: Mapping[str, Any]
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file in one step: there is the old file or the whole new one, never a part."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with written_whole(path) as partial:
+    with atomic_write(path) as partial:
         save_file(contiguous, partial, metadata={"format": "pt", **metadata})
 
 

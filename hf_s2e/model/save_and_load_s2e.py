@@ -334,7 +334,7 @@ def _refuse_repo_with(weights: str, what: str, api: HfApi, place: dict[str, Any]
 
 
 def _minimal_card(config: Any) -> str:
-    """A card that says what the repo is and claims nothing; `hf_s2e.cards` writes fuller ones."""
+    """A card that says what the repo is and claims nothing; `hf_s2e.hub.cards` writes fuller ones."""
     base = config.base_model_name_or_path
     metadata = ["library_name: transformers", "pipeline_tag: audio-classification"]
     if base:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .utterances import canonical, corpus_facts, corpus_name, few, shuffled
-from .whole_s2e import written_whole
+from ..corpora.index import canonical, corpus_facts, corpus_name, few, shuffled
+from ..model.atomic_write_s2e import atomic_write
 
 # EmoBox's published folds of RAVDESS: the test actors of each
 EMOBOX_RAVDESS = (
@@ -115,7 +115,7 @@ class Protocol:
 
     def save(self, path):
         """Write the JSON file; a killed process leaves the old file or the new one."""
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write_text(self.to_json() + "\n", encoding="utf-8")
 
     @classmethod

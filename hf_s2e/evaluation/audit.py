@@ -1,7 +1,7 @@
 """Leakage audit: what lets a model score on a corpus without hearing the emotion.
 
 `s2e audit NAME --data-dir DIR`, or `audit(dataset)`. Accuracies are UA in percent; how they are reached is
-said in shortcuts.py.
+said in trivial_baselines.py.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..corpora.index import CorpusFacts, audio_paths, below_common_folder, few, text_column
 from .protocols import Protocol, make_protocol
-from .shortcuts import chance_ua, random_folds, speaker_folds, ua_by_duration, ua_by_speaker
-from .utterances import CorpusFacts, audio_paths, below_common_folder, few, text_column
+from .trivial_baselines import chance_ua, random_folds, speaker_folds, ua_by_duration, ua_by_speaker
 
 SILENT_PEAK = 1e-3  # of full scale: -60 dB
 CLIPPED_LEVEL, CLIPPED_RUN = 0.999, 3  # so many neighbouring samples at full scale
@@ -84,7 +84,7 @@ def inspect_files(dataset):
 
 
 def _inspect(source):
-    from .audio import SAMPLING_RATE, AudioError, load_audio
+    from ..audio import SAMPLING_RATE, AudioError, load_audio
 
     source = {"path": source} if isinstance(source, str) else source
     try:
@@ -353,7 +353,7 @@ def run(args) -> int:
 
 def _load(name, data_dir, **options):
     """The corpus without what a strict load refuses, and a finding for that: it is what an audit is for."""
-    from .corpora import CorpusWarning, load_corpus
+    from ..corpora import CorpusWarning, load_corpus
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -6,8 +6,8 @@ all folds together.
 
 import numpy as np
 
+from ..corpora.index import shuffled
 from .metrics import unweighted_accuracy
-from .utterances import shuffled
 
 FOLDS = 5
 DURATION_BINS = 20

@@ -27,10 +27,10 @@ from .adapter_files_s2e import (
     place_of,
     read_adapter_config,
 )
-from .adapter_repos_s2e import S2EAdapterReposMixin
 from .configuration_s2e import S2EConfig
 from .feature_extraction_s2e import S2EFeatureExtractor
 from .network_s2e import BatchNorm, S2EDomain, S2ESharedNetwork
+from .save_and_load_s2e import S2EAdapterReposMixin
 
 
 @dataclass
