@@ -86,11 +86,48 @@ def test_an_impossible_adapter_is_refused_and_nothing_changes(arguments, says):
     assert not changed(model, before) and model.config.to_dict() == config
 
 
-def test_plain_and_fused_bases_take_no_adapters():
-    plain, fused = tiny_model(adapters=False), tiny_model().fuse()
-    for model, kind in ((plain, "plain"), (fused, "fused")):
-        with pytest.raises(S2EAdapterError, match=f"This base is {kind}.*adapters=True"):
-            model.add_adapter("emo", labels=LABELS)
+def test_a_fused_model_takes_no_adapters():
+    with pytest.raises(S2EAdapterError, match="This model is fused"):
+        tiny_model().fuse().add_adapter("emo", labels=LABELS)
+
+
+@torch.no_grad()
+def test_a_new_adapter_of_a_plain_base_is_the_same_function(tmp_path):
+    """With alpha at zero; and it is saved, loaded, mixed and fused as those of a base with adapters are."""
+    model, x = tiny_model(adapters=False, repo_id="me/plain"), segments(2, 3)
+    expected = model(x).embeddings
+    model.add_adapter("emo", labels=LABELS)
+    assert torch.equal(model(x).embeddings, expected)
+    add_scrambled_adapter(model, "other", init="kaiming")
+    model.disable_adapters()
+    assert torch.equal(model(x).embeddings, expected)
+    model.save_pretrained(tmp_path / "plain")
+    again = S2EForAudioClassification.from_pretrained(tmp_path / "plain")
+    assert again.adapter_names == ["emo", "other"] and not again.config.adapters
+    again.save_adapter(tmp_path / "other", "other")
+    loaded = S2EForAudioClassification.from_pretrained(tmp_path / "other")
+    mixed = model(x, adapter_names=["other", None])
+    torch.testing.assert_close(loaded(x[:1]).logits, mixed.logits[:1, :3])
+    torch.testing.assert_close(loaded.fuse()(x).logits, loaded(x).logits, atol=1e-4, rtol=0)
+    with pytest.raises(S2EAdapterError, match="base domain has no adapters of this kind"):
+        model.add_adapter("source", labels=LABELS, init="source")
+
+
+@torch.no_grad()
+def test_the_bases_own_alpha_can_become_part_of_its_filters():
+    model, x = tiny_model(adapt_stem=True, repo_id="me/base"), segments(2, 3)
+    expected = model(x).logits
+    model.add_adapter("emo", labels=LABELS)
+    with pytest.raises(S2EAdapterError, match="delete_adapter"):
+        model.merge_base_adapter()
+    model.delete_adapter("emo")
+    before = model.base_fingerprint
+    model.merge_base_adapter()
+    torch.testing.assert_close(model(x).logits, expected, atol=1e-5, rtol=1e-5)
+    assert not model.config.adapters and model.config.repo_id is None and model.base_fingerprint != before
+    assert not any(".alpha." in name for name in model.state_dict())
+    model.merge_base_adapter()  # nothing left to do
+    torch.testing.assert_close(model(x).logits, expected, atol=1e-5, rtol=1e-5)
 
 
 # ---- train -------------------------------------------------------------------------------------------------

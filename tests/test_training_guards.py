@@ -18,7 +18,7 @@ from hf_s2e.model import adapter_files_s2e as files
 from hf_s2e.training import inputs, runtime, wave_store
 from hf_s2e.training.arguments import CorpusArguments, RepoArguments, parse_arguments
 from hf_s2e.training.checkpoints import TrainingError, finished_checkpoints
-from hf_s2e.training.inputs import read_corpus, rows_by_speaker
+from hf_s2e.training.inputs import decode, read_corpus, read_index, rows_by_speaker
 from hf_s2e.training.loop import train
 from hf_s2e.training.output import write_model
 from hf_s2e.training.recipe import Recipe
@@ -245,8 +245,8 @@ def test_one_process_of_each_machine_reads_the_corpus_first(work, tmp_path, monk
     monkeypatch.setattr(PartialState, "wait_for_everyone", lambda self: order.append("waited"))
     monkeypatch.setattr(inputs, "build_store", lambda *args: order.append("read"))
     args = CorpusArguments("toy", str(work.folder), None, json.dumps(TOY), str(work.folder / "cache"))
-    read_corpus(accelerator, args)
-    assert order == (["read", "waited"] if decodes else ["waited", "read"])
+    decode(read_index(accelerator, args), accelerator, args)
+    assert order == 2 * ["waited"] + ["read"] if not decodes else ["waited", "read", "waited"]
 
 
 # ---- results
@@ -411,3 +411,41 @@ def test_one_folder_may_have_a_comma_and_decoding_no_workers(work, tmp_path):
     args.corpus_options, args.decode, args.dataloader_num_workers = json.dumps(TOY), "lazily", 0
     corpus, store = read_corpus(fresh_accelerator(), args)
     assert len(corpus) == 24 and store.workers == 0
+
+
+# ---- what is checked before the corpus is read, and before it is decoded
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"method": "adaptor"}, "method is 'adaptor', but must be one of"),
+        ({"model_name_or_path": None}, "give --model_name_or_path"),
+        ({"output_dir": "a file"}, "cannot be written to"),
+    ],
+)
+def test_what_can_be_known_is_refused_before_the_corpus_is_read(work, tmp_path, monkeypatch, change, said):
+    adapt = script("adapt")
+    monkeypatch.setattr(adapt, "read_index", lambda *args: pytest.fail("the corpus was read"))
+    (tmp_path / "a file").write_text("here already")
+    flags = {"method": "fine_tune", "model_name_or_path": work.plain, "output_dir": "out"} | change
+    flags["output_dir"] = tmp_path / flags["output_dir"]
+    with pytest.raises(SystemExit, match=said):
+        adapt.main(work.flags(**{name: value for name, value in flags.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"model_name_or_path": "nobody/nothing"}, "nobody/nothing"),
+        ({"eval_speakers": "nobody"}, "no .'nobody'. in the corpus"),
+        ({"labels": "angry,sad,envious"}, "envious"),
+        ({"max_train_samples": 1}, "is left to train on"),
+    ],
+)
+def test_what_the_index_tells_is_refused_before_audio_is_decoded(work, tmp_path, monkeypatch, change, said):
+    adapt = script("adapt")
+    monkeypatch.setattr(adapt, "decode", lambda *args: pytest.fail("audio was decoded"))
+    flags = {"method": "fine_tune", "model_name_or_path": work.plain, "output_dir": tmp_path / "out"} | change
+    with pytest.raises(SystemExit, match=said):
+        adapt.main(work.flags(**flags))

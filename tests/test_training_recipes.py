@@ -7,6 +7,8 @@ import pytest
 import torch
 from training_tools import SCRIPTS, Workbench, script
 
+from hf_s2e import S2EForAudioClassification
+from hf_s2e.model.adapter_layers_s2e import part_of
 from hf_s2e.training.arguments import parse_arguments
 from hf_s2e.training.methods import METHODS, build_model
 from hf_s2e.training.recipe import Recipe, make_optimizer, make_scheduler, read_recipe
@@ -144,16 +146,34 @@ def test_a_recipe_that_cannot_be_meant(tmp_path, capsys, content, said):
         read_recipe(file)
 
 
-# ---- methods and bases that do not go together
+# ---- methods and bases
+
+
+@pytest.mark.parametrize("base", ["adapter", "plain"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "residual_adapter_source"])
+def test_one_base_serves_all_methods(work, base, method):
+    """What is trained is the same, and where nothing is drawn anew training begins with the base's function."""
+    model = build_model(method, getattr(work, base), "toy", ["a", "b"], Recipe())
+    trained = {part_of(name) for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == set(METHODS[method].parts)
+    if method in ("feature_extractor", "fine_tune", "bn_only") or (method, base) == ("residual_adapter", "plain"):
+        original = S2EForAudioClassification.from_pretrained(getattr(work, base))
+        x = torch.rand(2, 20, 20)
+        torch.testing.assert_close(model.eval()(x).embeddings, original(x).embeddings, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "plain"])
-def test_a_base_of_the_wrong_kind_is_refused_with_the_remedy(work, method):
-    wrong, right = (work.plain, "--adapters") if METHODS[method].makes_adapter else (work.adapter, "--no-adapters")
-    with pytest.raises(ValueError, match=rf"{method} does not fit .*pretrain.py {right}"):
-        build_model(method, wrong, "toy", ["a", "b"], Recipe())
+def test_a_method_without_the_base_it_needs_is_refused(work, method):
     with pytest.raises(ValueError, match="give --model_name_or_path"):
         build_model(method, None, "toy", ["a", "b"], Recipe())
+
+
+def test_the_literal_reading_needs_a_base_with_adapters(work):
+    with pytest.raises(ValueError, match="the base is a plain network: start from one that was trained with adapters"):
+        build_model("residual_adapter_source", work.plain, "toy", ["a", "b"], Recipe())
+    assert build_model("adapter_only", work.plain, "toy", ["a", "b"], Recipe()).s2e.domains["toy"].stages
+    with pytest.raises(ValueError, match="adapter_init is 'source', but must be 'kaiming'"):
+        build_model("adapter_only", work.plain, "toy", ["a", "b"], Recipe(adapter_init="source"))
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "plain"])

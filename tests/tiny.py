@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from hf_s2e import S2EConfig, S2EForAudioClassification
+from hf_s2e.model.adapter_layers_s2e import S2EAlpha
 
 LABELS = ["neutral", "angry", "sad"]
 FRONT_END = {  # 20 bins and 16 frames a segment: 10x8, 5x4, 3x2, which needs ceil_mode as the paper's 25 do
@@ -41,7 +42,7 @@ def scramble(module: nn.Module) -> None:
             part.running_var.uniform_(0.5, 2)
             part.weight.uniform_(0.5, 2)
             part.bias.normal_(std=0.3)
-        elif isinstance(part, (nn.Conv2d, nn.Linear)):
+        elif isinstance(part, (nn.Conv2d, nn.Linear, S2EAlpha)):
             for parameter in part.parameters():
                 parameter.normal_(std=0.4)
 

@@ -71,7 +71,7 @@ class Workbench:
             save_base(self.folder / "plain", adapters=False, repo_id="hf-s2e/plain")
 
     def base(self, method: str) -> str:
-        return self.adapter if METHODS[method].base == "adapter" else self.plain
+        return self.adapter if METHODS[method].makes_adapter else self.plain
 
     @cached_property
     def corpus(self):

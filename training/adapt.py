@@ -27,9 +27,9 @@ from hf_s2e.training.arguments import (
     run_folder,
     split_names,
 )
-from hf_s2e.training.inputs import draw, make_task, read_corpus, rows_by_speaker
+from hf_s2e.training.inputs import decode, draw, make_task, read_index, rows_by_speaker
 from hf_s2e.training.loop import train
-from hf_s2e.training.methods import METHODS, build_model
+from hf_s2e.training.methods import METHODS, build_model, check_method
 from hf_s2e.training.output import (
     check_output,
     find_checkpoint,
@@ -83,8 +83,11 @@ def evaluate(model, dataset, task, device, args: Arguments) -> str:
 def main(argv: list[str] | None = None) -> None:
     args, recipe = parse_arguments(Arguments, {}, argv)
     accelerator = make_accelerator(args)
+    with readable_errors():
+        check_method(args.method, args.model_name_or_path)
     find_namespace(args)
-    dataset, store = read_corpus(accelerator, args)
+    check_output(args, adapter=METHODS[args.method].makes_adapter)
+    dataset = read_index(accelerator, args)
     training, testing = rows_by_speaker(dataset, args.eval_speakers, "--eval_speakers")
     training = draw(training, args.max_train_samples, args.seed)
     check_classes(dataset, training)
@@ -92,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     revision = {"revision": args.model_revision} if args.model_revision else {}
     with readable_errors():
         model = build_model(args.method, args.model_name_or_path, name, labels, recipe, **revision)
-    check_output(args, adapter=METHODS[args.method].makes_adapter)
+    store = decode(dataset, accelerator, args)
     facts = {
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "base_fingerprint": None if METHODS[args.method].from_scratch else model.base_fingerprint,

@@ -55,8 +55,10 @@ from hf_s2e.training.wave_store import WaveStore
 class Arguments(RunArguments, ProtocolArguments):
     methods: str = field(default="plain,fine_tune,residual_adapter", metadata={"help": ", ".join(METHODS)})
     runs: int = 5
-    model_name_or_path: str | None = field(default=None, metadata={"help": "the base with adapters"})
-    plain_model_name_or_path: str | None = field(default=None, metadata={"help": "the plain base"})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "the speaker-trained base"})
+    plain_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "another base for the methods that make no adapter"}
+    )
     candidates: str | None = field(
         default=None,
         metadata={"help": "a.yaml,b.yaml: each fold takes the recipe that is best on validation speakers"},
@@ -114,7 +116,9 @@ def name_of(recipe: Recipe, file: str | None) -> str:
 
 
 def base_of(method: str, args: Arguments) -> str | None:
-    return args.model_name_or_path if METHODS[method].base == "adapter" else args.plain_model_name_or_path
+    """One base for all, or `--plain_model_name_or_path` for the methods that make no adapter, where it is given."""
+    plain = None if METHODS[method].makes_adapter else args.plain_model_name_or_path
+    return plain or args.model_name_or_path
 
 
 def published(place: str | None) -> str | None:
@@ -174,7 +178,11 @@ def starts_by_name(folder: Path) -> dict:
     """What each method starts from, and the base with adapters, or else the plain one, by name."""
     bases = json.loads((folder / "settings.json").read_text())["sources"]
     names = {kind: Path(bases[kind]).name for kind in ("adapter", "plain") if kind in bases}
-    starts = {name: "random weights" if one.from_scratch else names.get(one.base) for name, one in METHODS.items()}
+    base, plain = names.get("adapter"), names.get("plain", names.get("adapter"))
+    starts = {
+        name: "random weights" if one.from_scratch else base if one.makes_adapter else plain
+        for name, one in METHODS.items()
+    }
     return {"base": next(iter(names.values()), None), "starts": starts}
 
 

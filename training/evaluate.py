@@ -28,7 +28,7 @@ from hf_s2e.evaluation.reports import summarize
 from hf_s2e.hub.cards import TRAINING_FACTS
 from hf_s2e.model.adapter_files_s2e import ADAPTER_WEIGHTS, S2EAdapterError, fetch, find_base, read_adapter_config
 from hf_s2e.training.arguments import CorpusArguments, split_names
-from hf_s2e.training.inputs import draw, make_task, read_corpus, rows_by_speaker
+from hf_s2e.training.inputs import decode, draw, make_task, read_index, rows_by_speaker
 from hf_s2e.training.methods import METHODS
 from hf_s2e.training.output import prediction_table, write_json
 from hf_s2e.training.predict import predict
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parser.parse_args_into_dataclasses(args=sys.argv[1:] if argv is None else argv)
     accelerator = make_accelerator(args)
     model = load_model(args)
-    dataset, store = read_corpus(accelerator, args)
+    dataset = read_index(accelerator, args)
     classes = model.config.labels_of(model.config.active_domain)
     with readable_errors():
         label_map = json.loads(args.label_map)
@@ -170,6 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = choose_rows(dataset, numbers, args)
     with readable_errors():
         heard = hash_of(dataset.select(rows))
+    store = decode(dataset, accelerator, args)
     posteriors = recognise(accelerator, model, dataset, store, rows, args.batch_size)
     if accelerator.is_main_process:
         name, folder = Path(args.model_name_or_path).name, Path(args.output_dir)

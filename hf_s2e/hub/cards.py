@@ -351,7 +351,7 @@ def _count_parameters(weights: Path) -> int:
 def fingerprint_of(weights: Path, config: Any) -> str:
     """The fingerprint of a base, from its file, without building the network."""
     shared = {name: tensor for name, tensor in load_file(weights).items() if name.startswith(_SHARED)}
-    return fingerprint({name.removeprefix(_SHARED): shared[name] for name in shared}, config.front_end)
+    return fingerprint({name.removeprefix(_SHARED): shared[name] for name in shared}, config)
 
 
 # ---- s2e card

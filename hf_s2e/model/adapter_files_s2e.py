@@ -88,9 +88,9 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor], extra: str = "") -> str:
     return digest.hexdigest()
 
 
-def fingerprint(shared: Mapping[str, torch.Tensor], front_end: Mapping[str, Any]) -> str:
-    """What identifies a base: its shared filters, as stored in fp32, and its front end's settings."""
-    settings = json.dumps(dict(front_end), sort_keys=True)
+def fingerprint(shared: Mapping[str, torch.Tensor], config: Any) -> str:
+    """What identifies a base: its shared filters, as stored in fp32, and the settings that `config` names for it."""
+    settings = json.dumps(config.fingerprinted, sort_keys=True)
     return tensors_sha256({name: tensor.float() for name, tensor in shared.items()}, extra=settings)
 
 
@@ -134,8 +134,8 @@ def _check_header(file: Any, expected: Mapping[str, tuple[int, ...]], source: st
     missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or unknown:
         raise S2EAdapterError(
-            f"Adapter {source!r} does not fit this model: missing tensors {_first(missing)}, unknown tensors "
-            f"{_first(unknown)}; it was made for another architecture or is damaged."
+            f"Adapter {source!r} does not fit this model: missing tensors {first_names(missing)}, unknown tensors "
+            f"{first_names(unknown)}; it was made for another architecture or is damaged."
         )
     for name, shape in expected.items():
         is_shape, is_dtype = tuple(found[name].get_shape()), found[name].get_dtype()
@@ -146,7 +146,8 @@ def _check_header(file: Any, expected: Mapping[str, tuple[int, ...]], source: st
             )
 
 
-def _first(names: list[str], count: int = 3) -> str:
+def first_names(names: list[str], count: int = 3) -> str:
+    """Some of these names, and how many more there are."""
     shown = ", ".join(name[:80] for name in names[:count]) or "none"
     return shown + (f" and {len(names) - count} more" if len(names) > count else "")
 
@@ -167,7 +168,7 @@ def fetch(source: str, filename: str, *, required: bool = True, **hub: Any) -> s
             "is 'name' or 'namespace/name'."
         ) from error
     except HUB_FAILURES as error:
-        raise S2EAdapterError(f"Cannot read {filename} of {source!r}: {_one_line(error)}") from error
+        raise S2EAdapterError(f"Cannot read {filename} of {source!r}: {one_line(error)}") from error
     if path is None and required:
         raise S2EAdapterError(
             f"{source!r} has no {filename}: it is not an adapter repo, or an incomplete one, or it is not in "
@@ -176,7 +177,8 @@ def fetch(source: str, filename: str, *, required: bool = True, **hub: Any) -> s
     return path
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error as one line of at most 400 characters."""
     return " ".join(str(error).split())[:400]
 
 
@@ -211,7 +213,7 @@ def read_adapter_config(config_class: type, source: str, where: Mapping[str, Any
         config = config_class(**{key: value for key, value in fields.items() if key in known})
         check_labels(config.labels_of(config.active_domain))
     except BAD_CONFIG as error:
-        raise S2EAdapterError(f"Adapter {source!r}: config.json cannot be read ({_one_line(error)}).") from error
+        raise S2EAdapterError(f"Adapter {source!r}: config.json cannot be read ({one_line(error)}).") from error
     if None in (config.adapter_sha256, config.base_fingerprint):
         raise S2EAdapterError(
             f"{source!r} is not an adapter repo: its config.json lacks adapter_sha256 or base_fingerprint."
@@ -240,7 +242,7 @@ def find_base(config: Any, source: str, subfolder: str = "") -> dict[str, Any]:
         validate_repo_id(base)
     except HFValidationError as error:
         raise S2EAdapterError(
-            f"Adapter {source!r} does not say which base it needs ({_one_line(error)}); pass base_model=BASE."
+            f"Adapter {source!r} does not say which base it needs ({one_line(error)}); pass base_model=BASE."
         ) from error
     check_revision(config.base_model_revision)
     where = {"pretrained_model_name_or_path": base}

@@ -4,18 +4,25 @@ The names are those that every `PreTrainedModel` has with PEFT's meaning; here t
 alpha, batch norm and classifier together, and need no `peft`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from .adapter_files_s2e import S2EAdapterError, check_adapter_name, check_labels
+from .adapter_layers_s2e import (
+    ADAPTER_INITS,
+    ADAPTER_PARTS,
+    PAPERS_KIND,
+    S2EDomainConv,
+    adapters_in,
+    fold_batch_norm,
+    merged_filters,
+    part_of,
+)
 from .configuration_s2e import MAX_DOMAINS, POOLINGS, label_maps
-from .network_s2e import BatchNorm
 
-ADAPTER_INITS = ("zero", "source", "kaiming")
-ADAPTER_PARTS = ("alpha", "bn", "fc")
 _BASE_NAMES = ("__base__",)  # what PEFT calls the base in a mixed batch
 
 
@@ -45,25 +52,31 @@ class S2EAdapterMixin:
         init: str = "zero",
         use_shared: bool = True,
         pooling: str = "mean",
+        adapter_kind: str = PAPERS_KIND,
+        adapter_options: dict[str, Any] | None = None,
         method: str | None = None,
         **kwargs,
     ) -> None:
         """Add a domain and make it the active one. It is frozen until [`train_adapter`].
 
-        Batch norm, statistics included, starts as the base domain's.
+        Batch norm, statistics included, starts as the base domain's. The base may have adapters of its own or be
+        plain: with alpha at zero both are the function that the base is.
 
         Args:
             adapter_name: letters, digits, `-`, `_`.
             labels: the class names, in the order of the logits.
             init: alpha starts as `"zero"` (so that training begins with the shared network), `"source"` (the
-                base domain's) or `"kaiming"`.
+                base domain's, which must have one of the same kind) or `"kaiming"`.
             use_shared: False leaves the 3x3 filters out (the paper's `adapter_only`; alpha from zero would
                 then never get a gradient and is refused).
             pooling: `"mean"` (Table I) or `"mean_std"`.
+            adapter_kind: a key of `ADAPTER_KINDS`; by default the paper's 1x1 convolution.
+            adapter_options: what adapters of this kind take.
             method: recorded in the adapter's config.
 
         Raises:
-            S2EAdapterError: the name is taken or impossible, the labels are, or the base is plain or fused.
+            S2EAdapterError: the name is taken or impossible, the labels, the kind or its options are, or the base is
+                fused.
         """
         self._check_new_adapter(adapter_name, init, use_shared, pooling)
         spec = {
@@ -72,26 +85,41 @@ class S2EAdapterMixin:
             "pooling": pooling,
             "method": method,
         }
-        domain, head = self._new_adapter(spec)
-        source = self.base_model.domains[self.config.base_domain].state_dict()
-        if init != "source":
-            source |= {key: torch.zeros_like(value) for key, value in source.items() if "alpha" in key}
-        domain.load_state_dict(source)
-        if init == "kaiming":
-            for module in domain.modules():
-                if isinstance(module, nn.Conv2d):
-                    self._init_weights(module)
+        if adapter_kind != PAPERS_KIND:
+            spec["adapter_kind"] = adapter_kind
+        if adapter_options:
+            spec["adapter_options"] = dict(adapter_options)
+        try:
+            domain = self.base_model._new_domain(spec, adapted=True)
+        except ValueError as error:
+            raise S2EAdapterError(str(error)) from error
+        self._start(domain, init)
+        head = self._new_head(spec, spec["labels"]) if hasattr(self, "heads") else None
         if head is not None:
             self._init_weights(head)
         self._attach(adapter_name, spec, domain, head)
 
+    def _start(self, domain: nn.Module, init: str) -> None:
+        """Give a new domain the base domain's batch norms, and its alpha where training begins."""
+        source = self.base_model.domains[self.config.base_domain].state_dict()
+        own = domain.state_dict()
+        adapters = {name for name in own if part_of(name) == "alpha"}
+        if init == "source" and any(name not in source or source[name].shape != own[name].shape for name in adapters):
+            raise S2EAdapterError(
+                "init='source', but the base domain has no adapters of this kind to start from: use init='zero', or a "
+                "base that was trained with them."
+            )
+        for adapter in adapters_in(domain.modules()):
+            adapter.reset("zero" if init == "source" else init)
+        taken = {name for name in own if name in source and (init == "source" or name not in adapters)}
+        domain.load_state_dict(own | {name: source[name] for name in taken})
+
     def _check_new_adapter(self, adapter_name: str, init: str, use_shared: bool, pooling: str) -> None:
         check_adapter_name(adapter_name)
-        if not self.config.adapters:
-            kind = "fused" if self.config.fused else "plain"
+        if self.config.fused:
             raise S2EAdapterError(
-                f"This base is {kind}: its convolutions have no adapters. Start from one trained with "
-                "adapters (S2EConfig(adapters=True), for example hf-s2e/s2e-resnet20-adapter)."
+                "This model is fused: its batch norms are part of its convolutions, and it takes no adapters. Start "
+                "from the base that it was made of."
             )
         if adapter_name in self.config.domains:
             raise S2EAdapterError(
@@ -118,11 +146,8 @@ class S2EAdapterMixin:
         name = self._known_domain(adapter_name)
         self.set_adapter(name)
         self.requires_grad_(False)
-        for module in self.base_model.domains[name].modules():
-            if isinstance(module, nn.Conv2d):
-                module.requires_grad_("alpha" in parts)
-            elif isinstance(module, BatchNorm):
-                module.requires_grad_("bn" in parts)
+        for path, parameter in self.base_model.domains[name].named_parameters():
+            parameter.requires_grad_(part_of(path) in parts)
         if hasattr(self, "heads"):
             self.heads[name].requires_grad_("fc" in parts)
         self.train()
@@ -186,9 +211,7 @@ class S2EAdapterMixin:
         spec = self.config.domains.pop(old)
         spec.pop("method", None)
         spec["pooling"] = pooling
-        domain = self.base_model.domains.pop(old)
-        domain.pooling = pooling
-        self.base_model.domains[name] = domain
+        self.base_model.domains[name] = self.base_model.domains.pop(old)
         if hasattr(self, "heads"):
             del self.heads[old]
             self.heads[name] = self._new_head(spec, labels).to(self.device, self.dtype)
@@ -204,11 +227,6 @@ class S2EAdapterMixin:
             known = ", ".join(self.config.domains)
             raise S2EAdapterError(f"There is no adapter {name!r}; loaded are: {known}.")
         return name
-
-    def _new_adapter(self, spec: dict[str, Any]) -> tuple[nn.Module, nn.Module | None]:
-        domain = self.base_model._new_domain(spec)
-        head = self._new_head(spec, spec["labels"]) if hasattr(self, "heads") else None
-        return domain, head
 
     def _attach(self, name: str, spec: dict[str, Any], domain: nn.Module, head: nn.Module | None) -> None:
         """Add a finished domain; nothing of the model has changed before this."""
@@ -226,47 +244,80 @@ class S2EAdapterMixin:
         self.set_adapter(name)
 
     @torch.no_grad()
+    def merge_base_adapter(self) -> None:
+        """Add the base domain's alpha to the shared filters and drop it: the same function as a plain network.
+
+        It becomes another base, so adapters must be deleted first, and it forgets where it came from. A network that
+        is plain already stays as it is.
+
+        Raises:
+            S2EAdapterError: other adapters are loaded, or alpha is of a kind that no filter can stand for.
+        """
+        if self.adapter_names:
+            raise S2EAdapterError(f"delete_adapter() these first: {self.adapter_names}.")
+        if not self.config.adapters:
+            return
+        domain = self.base_model.domains[self.config.base_domain]
+        for shared, own in _convolutions(self.base_model.shared, domain):
+            if own.alpha is not None:
+                shared.weight.copy_(merged_filters(shared, _foldable(own), own.use_shared))
+                own.alpha, own.use_shared = None, True
+        self.config.adapters = False
+        self.config.domains[self.config.base_domain].pop("use_shared", None)
+        self.config.repo_id = self._base_source = self._base_revision = self._stored_fingerprint = None
+
+    @torch.no_grad()
     def fuse(self, adapter_name: str | None = None) -> nn.Module:
         """A copy that answers for one domain only, with alpha and batch norm folded into the convolutions.
 
         `W = (F + alpha) gamma / sqrt(var + eps)`, `b = beta - gamma mean / sqrt(var + eps)`: the same logits,
         computed by a plain network without batch norm.
+
+        Raises:
+            S2EAdapterError: it is fused already, or its adapters are of a kind that no filter can stand for.
         """
         if self.config.fused:
             raise S2EAdapterError("This model is fused already.")
         name = self._known_domain(adapter_name or self.config.active_domain)
+        spec = {key: value for key, value in self.config.domains[name].items() if not key.startswith("adapter_")}
         fields = self.config.to_dict() | {
             "fused": True,
             "adapters": False,
-            "domains": {name: self.config.domains[name] | {"use_shared": True}},
+            "domains": {name: spec | {"use_shared": True}},
             "base_domain": name,
             "active_domain": name,
             "repo_id": None,
             **label_maps(self.config.labels_of(name)),
         }
         fused = type(self)(self.config_class(**fields))
-        domain, target = self.base_model.domains[name], dict(fused.base_model.shared.named_modules())
-        for path, conv in self.base_model.shared.named_modules():
-            if isinstance(conv, nn.Conv2d):
-                weight, bias = _fold(conv, domain.get_submodule(path))
-                target[path].weight.copy_(weight)
-                target[path].bias.copy_(bias)
+        domain, shared = self.base_model.domains[name], fused.base_model.shared
+        for target, (conv, own) in zip(
+            (module for module, _ in _convolutions(shared, domain)), _convolutions(self.base_model.shared, domain)
+        ):
+            weight, bias = fold_batch_norm(merged_filters(conv, _foldable(own), own.use_shared), own.bn)
+            target.weight.copy_(weight)
+            target.bias.copy_(bias)
         if hasattr(self, "heads"):
             fused.heads[name].load_state_dict(self.heads[name].state_dict())
         return fused.to(self.device, self.dtype).train(self.training)
 
 
+def _convolutions(shared: nn.Module, domain: nn.Module) -> Iterator[tuple[nn.Module, S2EDomainConv]]:
+    """Each shared convolution that a domain adds something to, and what it adds."""
+    for path, own in domain.named_modules():
+        if isinstance(own, S2EDomainConv):
+            yield shared.get_submodule(path), own
+
+
+def _foldable(own: S2EDomainConv) -> torch.Tensor | None:
+    if own.alpha is not None and own.kernel() is None:
+        raise S2EAdapterError(
+            f"Adapters of the class {type(own.alpha).__name__} are no filters (their kernel() is None), so that they "
+            "cannot be folded into the convolutions: use the model as it is."
+        )
+    return own.kernel()
+
+
 def _check_choice(what: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise S2EAdapterError(f"{what} is {value!r}, but must be one of {', '.join(map(repr, allowed))}.")
-
-
-def _fold(conv: nn.Conv2d, domain_conv: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of one convolution that stands for shared filters, alpha and batch norm."""
-    weight = conv.weight.double() if domain_conv.use_shared else torch.zeros_like(conv.weight).double()
-    if domain_conv.alpha is not None:
-        weight = weight + nn.functional.pad(domain_conv.alpha.weight.double(), (conv.padding[0],) * 4)
-    bn = domain_conv.bn
-    scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
-    bias = bn.bias.double() - bn.running_mean.double() * scale
-    return (weight * scale[:, None, None, None]).float(), bias.float()

@@ -4,6 +4,7 @@ The defaults are those of Xi et al., "Speaker to Emotion: Domain Adaptation for 
 with Residual Adapters" (APSIPA ASC 2019): section IV-A for the front end, Table I for the network.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,12 @@ FRONT_END_DEFAULTS: dict[str, Any] = {
     "normalization": "segment",
     "drop_tail": False,
 }
+# The settings that the first fingerprints were made of. Never to be changed: published adapters hold those.
+FIRST_SETTINGS = (
+    *("sampling_rate", "window_length", "hop_length", "n_fft", "num_bins", "segment_length", "segment_hop"),
+    *("mu", "normalization", "drop_tail"),
+)
+BATCH_NORM_EPS = 1e-5
 NORMALIZATIONS = ("segment", "utterance", "none")
 SHORTCUTS = ("pool", "projection")
 AGGREGATIONS = ("mean", "geometric", "max")
@@ -43,11 +50,16 @@ ADAPTER_FIELDS = (
     "method",
     "use_shared",
     "pooling",
+    "adapter_kind",
+    "adapter_options",
     "base_model_name_or_path",
     "base_model_revision",
     "base_local_path",
     "base_fingerprint",
 )
+# Those of them that are the settings of its domain
+DOMAIN_FIELDS = ("method", "use_shared", "pooling", "adapter_kind", "adapter_options")
+_TYPES = {"use_shared": bool, "adapter_options": dict}  # of the fields of an adapter; the others are text
 _BASE_FIELDS = ("domains", "base_domain", "active_domain", "repo_id")  # and these are only a base's
 DOMAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a key of nn.ModuleDict, and safe in any path
 NAME_RULE = "expected 1 to 64 letters, digits, '-' or '_', beginning with a letter or digit"
@@ -61,15 +73,17 @@ class S2EConfig(PretrainedConfig):
     """Configuration of [`S2EModel`] and [`S2EForAudioClassification`].
 
     A model holds one shared network and any number of *domains*: a domain is everything that one corpus owns,
-    that is its 1x1 adapters (alpha), its batch norms and its classifier. `domains` maps each domain's name to
-    `{"labels": [...], "use_shared": bool, "pooling": str, "method": str}`. The domain the network itself was
+    that is its adapters (alpha), its batch norms and its classifier. `domains` maps each domain's name to
+    `{"labels": [...], "use_shared": bool, "pooling": str, "method": str, "adapter_kind": str, "adapter_options":
+    dict}`, where what is left out has its default (see `add_adapter`). The domain the network itself was
     trained on is `base_domain`; `id2label` and `num_labels` always describe the active domain, whose entry
     has no `labels` of its own (`labels_of` answers for each).
 
     Args:
         hidden_sizes: width of each stage; the last convolution of a stage doubles it.
         depths: number of basic blocks in each stage.
-        adapters: whether the convolutions have parallel 1x1 adapters. `False` is the plain ResNet20.
+        adapters: whether the convolutions of the base domain have parallel adapters. `False` is the plain ResNet20;
+            the domains that are added to it have theirs.
         adapt_stem: give the 7x7 convolution an adapter too.
         shortcut: `"pool"` (2x2 average pooling and zero channels) or `"projection"` (1x1 stride-2
             convolution, shared and frozen like the 3x3 filters, with the domain's batch norm) where width and
@@ -79,8 +93,8 @@ class S2EConfig(PretrainedConfig):
             the labels of `id2label` or `num_labels`.
         fused: adapter and batch norm are folded into the convolutions (see `fuse`).
         repo_id: the Hub id under which this base is published.
-        adapter_name, adapter_sha256, method, use_shared, pooling: set in the config of an adapter repo only;
-            they describe its one domain (its labels are `id2label`).
+        adapter_name, adapter_sha256, method, use_shared, pooling, adapter_kind, adapter_options: set in the config of
+            an adapter repo only; they describe its one domain (its labels are `id2label`).
         base_model_name_or_path, base_model_revision, base_local_path, base_fingerprint: likewise; they say
             which base the adapter needs.
         **kwargs: front-end settings (`sampling_rate`, `window_length`, `hop_length`, `n_fft`, `num_bins`,
@@ -106,7 +120,7 @@ class S2EConfig(PretrainedConfig):
         adapt_stem: bool = False,
         shortcut: str = "pool",
         aggregation: str = "mean",
-        batch_norm_eps: float = 1e-5,
+        batch_norm_eps: float = BATCH_NORM_EPS,
         batch_norm_momentum: float = 0.1,
         domains: dict[str, dict[str, Any]] | None = None,
         base_domain: str = BASE_DOMAIN,
@@ -118,6 +132,8 @@ class S2EConfig(PretrainedConfig):
         method: str | None = None,
         use_shared: bool | None = None,
         pooling: str | None = None,
+        adapter_kind: str | None = None,
+        adapter_options: dict[str, Any] | None = None,
         base_model_name_or_path: str | None = None,
         base_model_revision: str | None = None,
         base_local_path: str | None = None,
@@ -143,14 +159,16 @@ class S2EConfig(PretrainedConfig):
         self.method = method
         self.use_shared = use_shared
         self.pooling = pooling
+        self.adapter_kind = adapter_kind
+        self.adapter_options = adapter_options
         self.base_model_name_or_path = base_model_name_or_path
         self.base_model_revision = base_model_revision
         self.base_local_path = base_local_path
         self.base_fingerprint = base_fingerprint
         if self.is_adapter:  # the fields above are its one domain
             base_domain = active_domain = adapter_name or BASE_DOMAIN
-            described = {"use_shared": use_shared, "pooling": pooling, "method": method}
-            domains = {base_domain: {key: value for key, value in described.items() if value is not None}}
+            settings = {name: getattr(self, name) for name in DOMAIN_FIELDS}
+            domains = {base_domain: {name: value for name, value in settings.items() if value is not None}}
         self.base_domain = base_domain
         self.active_domain = active_domain or base_domain
         self.domains = domains or {self.base_domain: {}}
@@ -168,6 +186,8 @@ class S2EConfig(PretrainedConfig):
         _one_of("shortcut", self.shortcut, SHORTCUTS)
         _one_of("aggregation", self.aggregation, AGGREGATIONS)
         _whole("stem_kernel_size", self.stem_kernel_size)
+        if not _is_number(self.batch_norm_eps) or self.batch_norm_eps <= 0:
+            raise ValueError(f"batch_norm_eps is {self.batch_norm_eps!r:.100}, but must be a finite number above 0.")
         if self.stem_kernel_size % 2 == 0:
             raise ValueError(f"stem_kernel_size is {self.stem_kernel_size}, but must be odd: alpha is its centre tap.")
         if max(self.depths) > MAX_BLOCKS:
@@ -179,7 +199,7 @@ class S2EConfig(PretrainedConfig):
         if self.fused and self.adapters:
             raise ValueError("fused=True goes with adapters=False: a fused network has no adapters any more.")
         for name in ADAPTER_FIELDS:
-            expected = bool if name == "use_shared" else str
+            expected = _TYPES.get(name, str)
             if not isinstance(getattr(self, name), expected | None):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be a {expected.__name__}.")
         self._validate_domains()
@@ -216,6 +236,19 @@ class S2EConfig(PretrainedConfig):
     def front_end(self) -> dict[str, Any]:
         """The settings of the front end, as [`S2EFeatureExtractor`] takes them."""
         return {name: getattr(self, name) for name in FRONT_END_DEFAULTS}
+
+    @property
+    def fingerprinted(self) -> dict[str, Any]:
+        """The settings that are part of the base's fingerprint beside its shared filters.
+
+        These are the front end's first settings always, and any later one only where it is not at its default, so
+        that a setting which comes new into the package leaves the fingerprint of every base as it is.
+        """
+        settings = self.front_end
+        later = {name: value for name, value in settings.items() if value != FRONT_END_DEFAULTS[name]}
+        if self.batch_norm_eps != BATCH_NORM_EPS:
+            later["batch_norm_eps"] = self.batch_norm_eps
+        return {name: settings[name] for name in FIRST_SETTINGS} | later
 
     @property
     def frames_per_segment(self) -> int:
@@ -279,7 +312,7 @@ def validate_front_end(settings: Mapping[str, Any]) -> None:
         )
     if step > length:
         raise ValueError(f"segment_hop={step} must be at most segment_length={length}: no sample may be skipped.")
-    if not isinstance(mu, int | float) or isinstance(mu, bool) or not 0 < mu < MAX_SIZE:
+    if not _is_number(mu) or not 0 < mu < MAX_SIZE:
         raise ValueError(f"mu is {mu!r}, but must be a positive number.")
     if not isinstance(settings["drop_tail"], bool):
         raise ValueError(f"drop_tail is {settings['drop_tail']!r}, but must be true or false.")
@@ -301,6 +334,10 @@ def _sizes(name: str, sizes: Any) -> list[int]:
     for size in sizes:
         _whole(f"an entry of {name}", size)
     return list(sizes)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _whole(name: str, value: Any) -> None:

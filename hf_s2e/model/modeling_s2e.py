@@ -1,36 +1,25 @@
 """The models: segments to embeddings, and utterances to posteriors of whichever domain is asked."""
 
 import copy
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput
-from transformers.utils.hub import extract_commit_hash
+from transformers.utils import ModelOutput
 
-from .adapter_files_s2e import (
-    FETCH_KEYWORDS,
-    HUB_FAILURES,
-    PLACE_KEYWORDS,
-    S2EAdapterError,
-    check_adapter_name,
-    fetch,
-    find_base,
-    place_of,
-    read_adapter_config,
-)
+from .adapter_files_s2e import check_adapter_name
+from .adapter_layers_s2e import ADAPTER_KINDS, BatchNorm
 from .configuration_s2e import S2EConfig
-from .feature_extraction_s2e import S2EFeatureExtractor
-from .network_s2e import BatchNorm, S2EDomain, S2ESharedNetwork
-from .save_and_load_s2e import S2EAdapterReposMixin
+from .resnet20_s2e import S2EResNet20, S2EResNet20Domain
+from .save_and_load_s2e import S2ESaveAndLoadMixin
+
+# What all domains share, and what each adds, of every backbone
+BACKBONES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {"resnet20": (S2EResNet20, S2EResNet20Domain)}
 
 
 @dataclass
@@ -64,7 +53,7 @@ class S2EClassifierOutput(ModelOutput):
     row_labels: tuple[tuple[str, ...], ...] | None = None
 
 
-class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
+class S2EPreTrainedModel(S2ESaveAndLoadMixin, PreTrainedModel):
     config_class = S2EConfig
     base_model_prefix = "s2e"
     main_input_name = "input_values"
@@ -83,7 +72,9 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, tuple(ADAPTER_KINDS.values())):
+            module.reset("kaiming")
+        elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -105,147 +96,6 @@ class S2EPreTrainedModel(S2EAdapterReposMixin, PreTrainedModel):
                 module.eval()
         return self
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        *model_args,
-        config: Any = None,
-        base_model: Any = None,
-        dtype: Any = None,
-        **kwargs,
-    ):
-        """Load a base, a fused model, or an adapter repo together with the base it belongs to.
-
-        Args:
-            pretrained_model_name_or_path: a folder or a Hub id.
-            config: as in transformers.
-            base_model: for an adapter repo: its base, as a folder, a Hub id or a model in memory (to which
-                the adapter is then added). By default the repo says where its base is.
-            dtype: of the parameters. Weights are read and the base's fingerprint is taken in fp32; then
-                comes the cast. A model in memory keeps its own.
-            **kwargs: as in transformers, and `adapter_name`, as of `load_adapter`.
-
-        Raises:
-            S2EAdapterError: an adapter does not fit its base or its base cannot be found; weights are
-                damaged; or the repo's config and feature extractor disagree about the front end. A model in
-                memory is then as it was.
-        """
-        source = str(pretrained_model_name_or_path)
-        dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
-        where = place_of(kwargs)
-        # also those that are None: what records a base's revision gives it again
-        options = {key: value for key, value in kwargs.items() if key not in FETCH_KEYWORDS + PLACE_KEYWORDS}
-        if not hasattr(config, "to_dict"):  # not isinstance: remote code has a class of its own
-            config, options = cls.config_class.from_pretrained(
-                config or source, return_unused_kwargs=True, **where, **options
-            )
-        _check_front_end(config, source, where)
-        if config.is_adapter:
-            return cls._adapter_from_pretrained(source, config, base_model, where, options, dtype)
-        if base_model is not None:
-            raise S2EAdapterError(f"{source!r} is not an adapter repo: base_model= has no meaning for it.")
-        return cls._base_from_pretrained(source, model_args, config, where, options, dtype)
-
-    @classmethod
-    def _base_from_pretrained(cls, source: str, model_args: tuple, config: Any, where: dict, options: dict, dtype: Any):
-        """A base with the adapters saved in it, or a fused model."""
-        options["use_safetensors"] = True  # nothing here ever unpickles
-        try:
-            model = super().from_pretrained(source, *model_args, config=config, dtype=torch.float32, **where, **options)
-        except SafetensorError as error:
-            raise S2EAdapterError(
-                f"{source!r}: {SAFE_WEIGHTS_NAME} is not a whole safetensors file ({error}); fetch it again."
-            ) from error
-        except RuntimeError as error:
-            if "ignore_mismatched_sizes" not in str(error):
-                raise
-            raise S2EAdapterError(
-                f"{source!r}: the tensors of {SAFE_WEIGHTS_NAME} do not have the shapes that config.json and the "
-                "arguments ask for: fetch it again, or pass ignore_mismatched_sizes=True for new ones instead."
-            ) from error
-        model, *info = model if isinstance(model, tuple) else (model,)  # output_loading_info=True
-        if os.path.isdir(source):
-            model._remember_base(os.path.abspath(Path(source, where.get("subfolder", ""))), None)
-        else:
-            config_file = fetch(source, "config.json", required=False, **where)
-            model._remember_base(source, extract_commit_hash(config_file, None))
-        model._loaded_id = model.config.repo_id
-        model._cast(dtype)
-        return (model, *info) if info else model
-
-    @classmethod
-    def _adapter_from_pretrained(
-        cls, source: str, config: Any, base_model: Any, where: dict, options: dict, dtype: Any
-    ):
-        """An adapter repo with its base."""
-        adapter = read_adapter_config(cls.config_class, source, where)
-        if config.num_labels != adapter.num_labels:
-            raise S2EAdapterError(
-                f"Adapter {source!r} has {adapter.num_labels} classes, but {config.num_labels} were "
-                "asked for: its classes are its own; add_adapter() a new one for others."
-            )
-        adapter.aggregation, name = config.aggregation, config.adapter_name  # where the caller gave others
-        if in_memory := isinstance(base_model, PreTrainedModel):
-            model, info = base_model, ()
-        else:
-            model = cls._base_of_adapter(source, config, base_model, where, options)
-            model, *info = model if isinstance(model, tuple) else (model,)  # output_loading_info=True
-            model.config.aggregation = adapter.aggregation
-            if name in model.adapter_names:  # saved in the base too, as a checkpoint has it
-                model.delete_adapter(name)
-        model._load_adapter(adapter, source, name, where)
-        model.config.update({"id2label": config.id2label, "label2id": config.label2id})
-        if not in_memory:
-            model._cast(dtype)
-        return (model, *info) if info else model
-
-    @classmethod
-    def _base_of_adapter(cls, source: str, config: Any, base_model: Any, where: dict, options: dict):
-        fetching = {name: value for name, value in where.items() if name in FETCH_KEYWORDS}
-        if base_model is None:
-            place = find_base(config, source, where.get("subfolder", ""))
-        else:
-            place = {"pretrained_model_name_or_path": str(base_model)}
-        base = place["pretrained_model_name_or_path"]
-        try:
-            base_config = cls.config_class.from_pretrained(**place, **fetching)
-            if base_config.is_adapter:
-                raise S2EAdapterError(
-                    f"Adapter {source!r} names {base!r} as its base, but that is an adapter too; pass base_model=BASE."
-                )
-            return cls.from_pretrained(**place, config=base_config, **fetching, **options)
-        except HUB_FAILURES as error:
-            named = config.base_model_name_or_path or base  # not what the caller may have given instead
-            raise S2EAdapterError(
-                f"Adapter {source!r} needs the base {named!r} (fingerprint "
-                f"{str(config.base_fingerprint)[:12]}), but {base!r} cannot be loaded "
-                f"({' '.join(str(error).split())[:200]}): fetch it with `hf download {named}`, or pass "
-                "base_model= a copy of it."
-            ) from error
-
-    def _cast(self, dtype: Any) -> "S2EPreTrainedModel":
-        if dtype in (None, "auto"):  # stored in fp32, so that is what "auto" means
-            return self
-        return self.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
-
-
-def _check_front_end(config: S2EConfig, source: str, where: dict) -> None:
-    if fetch(source, "preprocessor_config.json", required=False, **where) is None:
-        return
-    extractor = S2EFeatureExtractor.from_pretrained(source, **where)
-    differing = [
-        f"{name} is {getattr(extractor, name)!r} there and {value!r} here"
-        for name, value in config.front_end.items()
-        if getattr(extractor, name) != value
-    ]
-    if differing:
-        raise S2EAdapterError(
-            f"{source!r}: preprocessor_config.json and config.json disagree about the front end "
-            f"({'; '.join(differing)})"
-            "; write both from one config with S2EFeatureExtractor.from_model_config(config)."
-        )
-
 
 class S2EModel(S2EPreTrainedModel):
     """The network without its classifier: spectrogram segments -> embeddings."""
@@ -255,19 +105,22 @@ class S2EModel(S2EPreTrainedModel):
 
     def __init__(self, config: S2EConfig):
         super().__init__(config)
-        self.shared = S2ESharedNetwork(config)
+        self.shared = BACKBONES["resnet20"][0](config)
         self.domains = nn.ModuleDict(
-            {check_adapter_name(name): self._new_domain(spec) for name, spec in config.domains.items()}
+            {
+                check_adapter_name(name): self._new_domain(spec, adapted=config.adapters or name != config.base_domain)
+                for name, spec in config.domains.items()
+            }
         )
         self.post_init()
 
-    def _new_domain(self, spec: dict[str, Any]) -> S2EDomain:
-        return S2EDomain(self.config, self.shared, spec)
+    def _new_domain(self, spec: dict[str, Any], *, adapted: bool) -> nn.Module:
+        return BACKBONES["resnet20"][1](self.config, self.shared, spec, adapted=adapted)
 
     def embed_segments(self, spectrograms: torch.Tensor, domain: str) -> torch.Tensor:
-        """(n, bins, frames) -> (n, 256), each segment by itself."""
-        domain = self.domains[domain]
-        return domain.pool(self.shared(spectrograms, domain))
+        """(n, bins, frames) -> (n, 256), or (n, 512) where the domain pools by `"mean_std"`, each by itself."""
+        features = self.shared(spectrograms, self.domains[domain])
+        return pool(features, self.config.domains[domain].get("pooling", "mean"))
 
     def forward(
         self,
@@ -415,6 +268,16 @@ class S2EForAudioClassification(S2EPreTrainedModel):
                     f"{int(sizes.expand(len(labels))[row])} classes, counted from 0."
                 )
         return F.nll_loss(output.logits, labels)
+
+
+def pool(features: torch.Tensor, pooling: str) -> torch.Tensor:
+    """(n, channels, ...) -> (n, channels), or twice as many with `pooling="mean_std"`."""
+    features = features.flatten(2)
+    mean = features.mean(dim=2)
+    if pooling == "mean":
+        return mean
+    variance = features.float().var(dim=2, correction=0)  # half precision has no 1e-8
+    return torch.cat([mean, variance.clamp(min=1e-8).sqrt().to(mean.dtype)], dim=1)
 
 
 def _as_asked(output: ModelOutput, return_dict: bool | None, config: S2EConfig) -> ModelOutput | tuple:

@@ -20,12 +20,18 @@ from .wave_store import WaveStore
 
 
 def read_corpus(accelerator: Accelerator, args: CorpusArguments):
-    """The corpus as a `datasets.Dataset`, and its audio, decoded once.
+    """The corpus as a `datasets.Dataset`, and its audio; see [`read_index`] and [`decode`]."""
+    dataset = read_index(accelerator, args)
+    return dataset, decode(dataset, accelerator, args)
+
+
+def read_index(accelerator: Accelerator, args: CorpusArguments):
+    """The corpus as a `datasets.Dataset`, before any of its audio is read.
 
     Several corpora, `--corpus a,b --data_dir x,y`, are united; speakers of different corpora stay apart.
 
     Raises:
-        SystemExit: the corpus or a recording cannot be read; the message says why.
+        SystemExit: the corpus cannot be read; the message says why.
     """
     from ..corpora import load_corpus, unite
 
@@ -41,9 +47,17 @@ def read_corpus(accelerator: Accelerator, args: CorpusArguments):
             for name, folder in zip(names, folders)
         ]
         keys = [f"{name}{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
-        dataset = loaded[0] if len(names) == 1 else unite(dict(zip(keys, loaded)))
-        store = build_store(dataset, accelerator, args)
-    return dataset, store
+        return loaded[0] if len(names) == 1 else unite(dict(zip(keys, loaded)))
+
+
+def decode(dataset, accelerator: Accelerator, args: CorpusArguments) -> WaveStore | LazyStore:
+    """The corpus' audio, decoded once.
+
+    Raises:
+        SystemExit: a recording cannot be read; the message says why.
+    """
+    with readable_errors(), accelerator.local_main_process_first():
+        return build_store(dataset, accelerator, args)
 
 
 def _corpus_options(args: CorpusArguments, names: list[str]) -> dict[str, dict[str, Any]]:

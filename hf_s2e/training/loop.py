@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator, skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DynamoBackend
@@ -17,6 +16,7 @@ from ..model.modeling_s2e import S2EForAudioClassification
 from .augment import Augment
 from .checkpoints import Checkpoints, Meter, TrainingError, refuse_other_checkpoints
 from .data import SegmentDataset, ShuffledBatches, Spectrograms, Task, segment_loader
+from .losses import loss_by_name
 from .recipe import Recipe, make_optimizer, make_scheduler
 from .runtime import keep_freed_memory
 
@@ -148,7 +148,7 @@ class _Run:
         with self.accelerator.accumulate(self.model):
             with self.accelerator.autocast():
                 logits = self.model(input_values=inputs).logits
-            loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
+            loss = loss_by_name(self.recipe.loss)(logits, targets, self.recipe)
             self.accelerator.backward(loss)
             self.optimizer.step()
             self.scheduler.step()

@@ -11,50 +11,65 @@ from .recipe import Recipe
 @dataclass(frozen=True)
 class Method:
     """
-    base: "plain" or "adapter", the kind of speaker-trained network it starts from; `from_scratch` only takes
-        the front end from it.
     parts: what is trained: "shared" (the 7x7 and 3x3 filters), "alpha", "bn", "fc".
-    adapter_inits: where alpha may start; the first is the default.
+    makes_adapter: whether the result is an adapter repo, not a full model.
+    from_scratch: only the front end and the sizes are taken from the base.
+    adapter_inits: where alpha may start; the first that the base allows is the default. "source" is the base
+        domain's alpha, which a plain base does not have.
     """
 
-    base: str
     parts: tuple[str, ...]
+    makes_adapter: bool = False
     from_scratch: bool = False
     use_shared: bool = True
     adapter_inits: tuple[str, ...] = ()
 
-    @property
-    def makes_adapter(self) -> bool:
-        """Whether the result is an adapter repo, not a full model."""
-        return self.base == "adapter"
-
-    def adapter_init(self, wanted: str | None) -> str:
-        """Where alpha starts with this method and recipe; ValueError where the two do not go together."""
-        if wanted is None or wanted in self.adapter_inits:
-            return wanted or self.adapter_inits[0]
+    def adapter_init(self, wanted: str | None, base: S2EConfig) -> str:
+        """Where alpha starts with this method, recipe and base; ValueError where they do not go together."""
+        possible = [start for start in self.adapter_inits if base.adapters or start != "source"]
+        if "alpha" not in self.parts and not possible:
+            possible = ["zero"]  # what is kept of a network without alpha
+        if not possible:
+            raise ValueError(
+                "alpha is to start as the base domain's, but the base is a plain network: start from one that was "
+                "trained with adapters (pretrain.py --adapters)."
+            )
+        if wanted is None or wanted in possible:
+            return wanted or possible[0]
         why = "from zero alpha would get no gradient without the 3x3 filters" if not self.use_shared else ""
-        why = why or "with this method alpha starts there by definition"
-        raise ValueError(
-            f"adapter_init is {wanted!r}, but must be {' or '.join(map(repr, self.adapter_inits))}: {why}."
-        )
+        why = why or "with this method and base alpha starts there by definition"
+        raise ValueError(f"adapter_init is {wanted!r}, but must be {' or '.join(map(repr, possible))}: {why}.")
 
 
 METHODS = {
-    "plain": Method("plain", ("shared", "bn", "fc"), from_scratch=True),
-    "feature_extractor": Method("plain", ("fc",)),
-    "fine_tune": Method("plain", ("shared", "bn", "fc")),
-    "residual_adapter": Method("adapter", ("alpha", "bn", "fc"), adapter_inits=("zero", "source", "kaiming")),
+    "plain": Method(("shared", "bn", "fc"), from_scratch=True),
+    "feature_extractor": Method(("fc",)),
+    "fine_tune": Method(("shared", "bn", "fc")),
+    "residual_adapter": Method(("alpha", "bn", "fc"), makes_adapter=True, adapter_inits=("zero", "source", "kaiming")),
     # the literal reading of the paper, so that one table can show both
-    "residual_adapter_source": Method("adapter", ("alpha", "bn", "fc"), adapter_inits=("source",)),
-    "adapter_only": Method("adapter", ("alpha", "bn", "fc"), use_shared=False, adapter_inits=("source", "kaiming")),
-    "bn_only": Method("adapter", ("bn", "fc"), adapter_inits=("source",)),
+    "residual_adapter_source": Method(("alpha", "bn", "fc"), makes_adapter=True, adapter_inits=("source",)),
+    "adapter_only": Method(
+        ("alpha", "bn", "fc"), makes_adapter=True, use_shared=False, adapter_inits=("source", "kaiming")
+    ),
+    "bn_only": Method(("bn", "fc"), makes_adapter=True, adapter_inits=("source",)),
 }
+
+
+def check_method(method: str, base: str | None) -> None:
+    """ValueError unless there is such a method, and a base where it needs one."""
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}, but must be one of {', '.join(METHODS)}.")
+    if base is None and not METHODS[method].from_scratch:
+        raise ValueError(f"{method} starts from a speaker-trained network: give --model_name_or_path.")
 
 
 def build_model(
     method: str, base: str | None, domain: str, labels: Sequence[str], recipe: Recipe, **from_pretrained
 ) -> S2EForAudioClassification:
     """The network of a method before training, with exactly that method's parameters requiring a gradient.
+
+    One base serves all methods: with alpha at zero a plain network is the same function, and where the filters
+    themselves learn, a base's own alpha is added to them first.
 
     Args:
         method: a key of `METHODS`.
@@ -63,42 +78,35 @@ def build_model(
         labels: its classes, in the order of the logits.
 
     Raises:
-        ValueError: an unknown method, a base of the wrong kind, or an `adapter_init` that the method cannot
-            start from; the message names the remedy.
+        ValueError: an unknown method, no base or a fused one, or an `adapter_init` that the method cannot start
+            from; the message names the remedy.
     """
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}, but must be one of {', '.join(METHODS)}.")
+    check_method(method, base)
     chosen = METHODS[method]
-    if base is None and not chosen.from_scratch:
-        raise ValueError(f"{method} starts from a speaker-trained network: give --model_name_or_path.")
-    init = chosen.adapter_init(recipe.adapter_init) if chosen.makes_adapter else None
     if chosen.from_scratch:
         model = S2EForAudioClassification(_plain_config(base, domain, labels, recipe, from_pretrained))
     else:
         model = S2EForAudioClassification.from_pretrained(base, **from_pretrained)
-        _check_base(model.config, method, base)
-        if chosen.makes_adapter:
-            model.add_adapter(
-                domain,
-                labels,
-                init=init,
-                use_shared=chosen.use_shared,
-                pooling=recipe.pooling,
-                method=method,
-            )
-        else:
-            model.replace_base_domain(domain, labels, pooling=recipe.pooling)
+        if model.config.fused:
+            raise ValueError(f"{base!r} is a fused model: it can only classify. Start {method} from its base.")
+        for name in model.adapter_names:  # of other domains, resident in the base
+            model.delete_adapter(name)
     if chosen.makes_adapter:
+        init = chosen.adapter_init(recipe.adapter_init, model.config)
+        options = {"use_shared": chosen.use_shared, "pooling": recipe.pooling, "method": method}
+        model.add_adapter(domain, labels, init=init, **options)
         model.train_adapter(domain, parts=chosen.parts)
-    else:
-        model.requires_grad_("shared" in chosen.parts)
-        model.heads.requires_grad_(True)
-        model.train()
-    return model
+        return model
+    if not chosen.from_scratch:
+        model.merge_base_adapter()
+        model.replace_base_domain(domain, labels, pooling=recipe.pooling)
+    model.requires_grad_("shared" in chosen.parts)
+    model.heads.requires_grad_(True)
+    return model.train()
 
 
 def _plain_config(base, domain, labels, recipe, from_pretrained) -> S2EConfig:
-    """A plain ResNet20 with the base's front end and widths, so that only the weights differ."""
+    """A plain network with the base's front end and sizes, so that only the weights differ."""
     kept = {}
     if base is not None:
         config = S2EConfig.from_pretrained(base, **from_pretrained)
@@ -106,18 +114,3 @@ def _plain_config(base, domain, labels, recipe, from_pretrained) -> S2EConfig:
         kept |= {"shortcut": config.shortcut, "stem_kernel_size": config.stem_kernel_size}
     spec = {"labels": list(labels), "pooling": recipe.pooling, "method": "plain"}
     return S2EConfig(**kept, adapters=False, base_domain=domain, domains={domain: spec})
-
-
-def _check_base(config: S2EConfig, method: str, base: str) -> None:
-    wanted = METHODS[method].base
-    found = "adapter" if config.adapters else "plain"
-    if config.fused:
-        raise ValueError(f"{base!r} is a fused model: it can only classify. Start {method} from its base.")
-    if found != wanted:
-        remedy = (
-            "one trained with adapters (pretrain.py --adapters, or hf-s2e/s2e-resnet20-adapter)"
-            if wanted == "adapter"
-            else "a plain one (pretrain.py --no-adapters, or hf-s2e/s2e-resnet20-plain)"
-        )
-        kind = "has adapters" if found == "adapter" else "is a plain network"
-        raise ValueError(f"{method} does not fit the base {base!r}, which {kind}: start from {remedy}.")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -26,10 +27,23 @@ _IN_WORDS = ("num_train_epochs", "learning_rate", "lr_scheduler_type", "lr_drop_
 
 
 def check_output(args: RepoArguments, *, adapter: bool) -> None:
-    """Refuse a folder in which the result could not be written, before anything is trained.
+    """Refuse a folder in which the result could not be written, before anything is read or trained.
 
     A repo of the same kind is written over; checkpoints of the run that made it are not.
+
+    Raises:
+        SystemExit: the folder cannot be written to, holds another kind of repo, or checkpoints of another run.
     """
+    folder = Path(args.output_dir)
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=args.output_dir) as probe:  # what permissions say is not always so
+            probe.write(b"0")
+        if new:  # for all that may yet be refused
+            folder.rmdir()
+    except OSError as error:
+        raise SystemExit(f"--output_dir {args.output_dir}: cannot be written to ({error}): choose another") from error
     other = BASE_WEIGHTS if adapter else ADAPTER_WEIGHTS
     if Path(args.output_dir, other).exists():
         raise SystemExit(f"--output_dir {args.output_dir}: holds {other}, another kind of repo: choose another folder")

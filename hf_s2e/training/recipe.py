@@ -9,6 +9,7 @@ from typing import Any, get_args
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..model.adapter_layers_s2e import part_of
 from ..model.configuration_s2e import POOLINGS
 
 SCHEDULES = ("step", "cosine")
@@ -49,6 +50,7 @@ class Recipe:
     alpha_weight_decay: float | None = None
     bn_weight_decay: float | None = None
     fc_weight_decay: float | None = None
+    loss: str = "cross_entropy"  # a row of losses.py
     label_smoothing: float = 0.0
     balance_classes: bool = False
     random_crop: bool = False
@@ -125,13 +127,6 @@ def _number_in(value: Any, kind: Any) -> Any:
         with contextlib.suppress(ValueError):
             return float(value)
     return value
-
-
-def part_of(name: str) -> str:
-    """Which part of a domain a parameter is: "alpha", "bn", "fc", or "shared" for the common filters."""
-    if name.startswith("heads."):
-        return "fc"
-    return "alpha" if ".alpha." in name else "bn" if ".bn." in name else "shared"
 
 
 def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
