@@ -71,7 +71,7 @@ def measure(root: str, cache: str) -> dict[str, float]:
 
     from hf_s2e import S2EFrontEnd
     from hf_s2e.corpora import load_corpus
-    from hf_s2e.training.data import SegmentDataset, ShuffledBatches, Spectrograms, Task
+    from hf_s2e.training.data import Features, SegmentDataset, ShuffledBatches, Task
     from hf_s2e.training.lazy_store import LazyStore
     from hf_s2e.training.recipe import Recipe
     from hf_s2e.training.wave_store import WaveStore
@@ -85,7 +85,7 @@ def measure(root: str, cache: str) -> dict[str, float]:
     figures = {"decode": len(corpus) / (time.perf_counter() - start), "mib": peak_mib() - before}
     task = Task(store, list(corpus["label"]), range(len(corpus)), S2EFrontEnd())
     segments = SegmentDataset(store, task.labels, task.utterances, task.front_end)
-    spectrograms = Spectrograms(task, Recipe(), torch.device("cpu"))
+    spectrograms = Features(task, Recipe(), torch.device("cpu"))
     front_end = task.front_end
 
     def epoch(batches, work):

@@ -23,7 +23,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import TorchDynamoPlugin
 
 from hf_s2e import S2EConfig, S2EForAudioClassification, S2EFrontEnd
-from hf_s2e.training.data import Spectrograms, Task
+from hf_s2e.training.data import Features, Task
 from hf_s2e.training.loop import train
 from hf_s2e.training.recipe import Recipe, make_optimizer
 from hf_s2e.training.runtime import keep_freed_memory
@@ -76,7 +76,7 @@ class Trainer:
         self.model = network(method).to(device)
         self.optimizer = make_optimizer(self.model, Recipe())
         self.forward = torch.compile(self.model, mode=compiled) if compiled and device.type == "cuda" else self.model
-        self.spectrograms = Spectrograms(synthetic_task(), Recipe(), device)
+        self.spectrograms = Features(synthetic_task(), Recipe(), device)
         generator = torch.Generator().manual_seed(0)
         self.utterances = torch.randint(0, 150, (self.size,), generator=generator).to(device)
         self.starts = torch.randint(0, 2, (self.size,), generator=generator).to(device) * 16_000

@@ -14,7 +14,7 @@ from transformers import AudioClassificationPipeline, AutoModelForAudioClassific
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
-from .audio import AudioError, describe, load_audio, read_blocks, rereadable
+from .audio import AudioError, describe, read_blocks, rereadable
 from .model.feature_extraction_s2e import S2EFeatureExtractor, S2EFrontEnd
 from .model.modeling_s2e import S2EClassifierOutput, aggregate_segments
 
@@ -99,17 +99,8 @@ class S2EPipeline(AudioClassificationPipeline):
         preprocess = {name: parameters.pop(name) for name in ("sampling_rate",) if name in parameters}
         return preprocess, {}, parameters
 
-    def preprocess(self, inputs, sampling_rate=None):
-        """Model inputs of one sound as a whole (a call works in blocks instead)."""
-        waveform = load_audio(inputs, sampling_rate=sampling_rate)
-        return self.feature_extractor(
-            waveform, sampling_rate=self.feature_extractor.sampling_rate, return_tensors="pt"
-        ).to(dtype=self.dtype)
-
-    def postprocess(
-        self, model_outputs, top_k=None, function_to_apply=None, return_timestamps=False, duration=math.inf
-    ):
-        """Scores of one sound; `duration`, in seconds, is where its last chunk ends."""
+    def postprocess(self, model_outputs, samples, top_k=None, function_to_apply=None, return_timestamps=False):
+        """Scores of one sound of so many samples."""
         classes = self.model.config.num_labels
 
         def scores(logits):
@@ -119,16 +110,15 @@ class S2EPipeline(AudioClassificationPipeline):
 
         if not return_timestamps:
             return scores(model_outputs.logits)
-        rate, length, hop = (
-            getattr(self.feature_extractor, name) for name in ("sampling_rate", "segment_length", "segment_hop")
-        )
+        front_end = self.feature_extractor.front_end
+        rate, length = front_end.sampling_rate, front_end.segment_length
         log_posteriors = F.log_softmax(model_outputs.segment_logits[0], dim=-1)
         chunks = [
             {
-                "timestamp": (i * hop / rate, min((i * hop + length) / rate, duration)),
+                "timestamp": (start / rate, min(start + length, samples) / rate),
                 "scores": scores(row[None]),
             }
-            for i, row in enumerate(log_posteriors)
+            for start, row in zip(front_end.segment_starts(samples), log_posteriors)
         ]
         return {"scores": scores(model_outputs.logits), "chunks": chunks}
 
@@ -171,15 +161,10 @@ class S2EPipeline(AudioClassificationPipeline):
             except AudioError as error:
                 errors[index] = error
         self._classify(waiting, logits)
-        rate = self.feature_extractor.sampling_rate
         return [
             errors[index]
             if index in errors
-            else self.postprocess(
-                self._utterance(logits[index]),
-                duration=samples[index] / rate,
-                **postprocess_params,
-            )
+            else self.postprocess(self._utterance(logits[index]), samples[index], **postprocess_params)
             for index in range(len(sources))
         ]
 
@@ -234,7 +219,8 @@ def _chunks(
         first sample, waveform (samples,), and how many segments to leave out at its start and at its end.
     """
     hop, length = front_end.segment_hop, front_end.segment_length
-    margin = math.ceil(front_end.context / hop)  # segments: one, unless they overlap almost wholly
+    # segments: one, unless they overlap almost wholly; the last one may begin before its turn
+    margin = max(math.ceil(front_end.context / hop), int(front_end.fill == "repeat"))
     start, left, held = 0, 0, np.zeros(0, np.float32)
     for block in blocks:
         held = np.concatenate([held, block])
@@ -247,8 +233,8 @@ def _chunks(
 
 def _peak(front_end: S2EFrontEnd, waveform: torch.Tensor, left: int, right: int) -> float:
     """The largest magnitude in the segments of a chunk that are not left out."""
-    shift, magnitude = front_end.segment_hop // front_end.hop_length, front_end.magnitudes(waveform)
-    return float(magnitude[left * shift : len(magnitude) - right * shift].amax())
+    spectra = front_end.spectra(waveform)
+    return float(spectra[left : len(spectra) - right].amax())
 
 
 PIPELINE_REGISTRY.register_pipeline(

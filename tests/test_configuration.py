@@ -47,7 +47,7 @@ def test_defaults_are_the_papers():
         ({"depths": [2, 10**6]}, "100 blocks at most"),
         ({"domains": {f"d{i}": {"labels": ["a"]} for i in range(1001)}, "base_domain": "d0"}, "1000 at most"),
         ({"stem_kernel_size": 4}, "odd"),
-        ({"fused": True}, "adapters=False"),
+        ({"fused": True, "adapters": True}, "adapters=False"),
         ({"num_labels": 10**9}, "num_labels"),
         ({"num_labels": 0}, "num_labels"),
         ({"active_domain": "nobody"}, "'nobody' is not among"),

@@ -18,7 +18,7 @@ from hf_s2e.audio import AudioError, load_audio
 from hf_s2e.corpora import load_corpus
 from hf_s2e.model.atomic_write_s2e import atomic_write
 from hf_s2e.training import wave_store
-from hf_s2e.training.data import SegmentDataset, ShuffledBatches, Spectrograms
+from hf_s2e.training.data import Features, SegmentDataset, ShuffledBatches
 from hf_s2e.training.predict import predict
 from hf_s2e.training.recipe import Recipe
 from hf_s2e.training.wave_store import WaveStore
@@ -214,7 +214,7 @@ def test_segments_are_those_of_the_feature_extractor(tmp_path, normalization, le
     store = WaveStore.build(corpus, tmp_path / "cache", progress=False)
     task = OneUtterance(store, [0, 0], [1], front_end)
     segments = SegmentDataset(store, [0, 0], [1], front_end)
-    mine = Spectrograms(task, Recipe(), torch.device("cpu"))(segments.utterances, segments.starts)
+    mine = Features(task, Recipe(), torch.device("cpu"))(segments.utterances, segments.starts)
     theirs = front_end(torch.from_numpy(load_audio(tmp_path / "1.wav")))
     assert mine.shape == theirs.shape
     assert torch.allclose(mine, theirs, atol=1e-5)

@@ -101,8 +101,7 @@ def test_a_drawn_sample_has_all_speakers_and_depends_on_the_seed(work, tmp_path)
 @pytest.mark.parametrize(
     "flags, said",
     [
-        ({"method": "residual_adapter", "model_name_or_path": "plain"}, "pretrain.py --adapters"),
-        ({"method": "fine_tune", "model_name_or_path": "adapter"}, "pretrain.py --no-adapters"),
+        ({"method": "residual_adapter_source", "model_name_or_path": "plain"}, "pretrain.py --adapters"),
         ({"method": "adapter_only", "adapter_init": "zero"}, "no gradient"),
         ({"method": "alchemy"}, "must be one of plain"),
         ({"model_name_or_path": "/nowhere/at/all"}, "/nowhere/at/all"),

@@ -3,7 +3,7 @@
 A new kind is a class like [`S2EAlpha`] and a row in `ADAPTER_KINDS`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -90,10 +90,10 @@ class _FrozenFilterConv(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, alpha, stride, padding):
+    def forward(ctx, x, weight, alpha, stride, padding, dilation):
         ctx.save_for_backward(x, weight, alpha)
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, weight, stride=stride, padding=padding)
+        ctx.geometry = stride, padding, dilation
+        return F.conv2d(x, weight, None, stride, padding, dilation)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -101,14 +101,19 @@ class _FrozenFilterConv(torch.autograd.Function):
         x, weight, alpha = ctx.saved_tensors
         x, grad_x = x.to(grad.dtype), None
         if ctx.needs_input_grad[0]:
-            stride, padding, ones, only_x = [ctx.stride] * 2, [ctx.padding] * 2, [1, 1], [True, False, False]
+            geometry, only_x = [list(pair) for pair in ctx.geometry], [True, False, False]
             grad_x = torch.ops.aten.convolution_backward(
-                grad, x, weight.to(grad.dtype), None, stride, padding, ones, False, [0, 0], 1, only_x
+                grad, x, weight.to(grad.dtype), None, *geometry, False, [0, 0], 1, only_x
             )[0]
         # a matrix product over all positions: oneDNN's backward pass crashes on narrow strided 1x1 filters
-        seen = x[:, :, :: ctx.stride, :: ctx.stride].permute(0, 2, 3, 1).flatten(0, 2)
+        seen = _strided(x, ctx.geometry[0]).permute(0, 2, 3, 1).flatten(0, 2)
         grad_alpha = grad.permute(0, 2, 3, 1).flatten(0, 2).T @ seen
-        return grad_x, None, grad_alpha.reshape(alpha.shape).to(alpha.dtype), None, None
+        return grad_x, None, grad_alpha.reshape(alpha.shape).to(alpha.dtype), None, None, None
+
+
+def _strided(x: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
+    """The positions at which a convolution that keeps the size has its centre tap."""
+    return x[:, :, :: stride[0], :: stride[1]]
 
 
 def adapted_conv(x: torch.Tensor, shared: nn.Conv2d, alpha: torch.Tensor | None, use_shared: bool) -> torch.Tensor:
@@ -120,17 +125,17 @@ def adapted_conv(x: torch.Tensor, shared: nn.Conv2d, alpha: torch.Tensor | None,
         alpha: (out, in, 1, 1), or None where this domain has no adapter here.
         use_shared: False leaves w out (the paper's `adapter_only`).
     """
-    stride, padding, frozen = shared.stride[0], shared.padding[0], not shared.weight.requires_grad
+    geometry, frozen = (shared.stride, shared.padding, shared.dilation), not shared.weight.requires_grad
     if alpha is None:
         weight = shared.weight.contiguous(memory_format=torch.channels_last)
-        return F.conv2d(x, weight, shared.bias, stride=stride, padding=padding)
+        return F.conv2d(x, weight, shared.bias, *geometry)
     if not use_shared:
         # a 1x1 convolution as the linear map it is: oneDNN crashes on narrow strided 1x1 filters
-        return F.linear(x[:, :, ::stride, ::stride].movedim(1, -1), alpha.flatten(1)).movedim(-1, 1)
+        return F.linear(_strided(x, shared.stride).movedim(1, -1), alpha.flatten(1)).movedim(-1, 1)
     weight = (shared.weight + at_centre(alpha, shared)).contiguous(memory_format=torch.channels_last)
     if frozen and alpha.requires_grad and torch.is_grad_enabled():
-        return _FrozenFilterConv.apply(x, weight.detach(), alpha, stride, padding)
-    return F.conv2d(x, weight, stride=stride, padding=padding)
+        return _FrozenFilterConv.apply(x, weight.detach(), alpha, *geometry)
+    return F.conv2d(x, weight, None, *geometry)
 
 
 class S2EDomainConv(nn.Module):
@@ -140,13 +145,14 @@ class S2EDomainConv(nn.Module):
         config: the model's.
         shared: the convolution w.
         spec: the domain's settings; None where it has no adapter here.
+        norm: False where the network has no batch norm after w.
     """
 
-    def __init__(self, config: Any, shared: nn.Conv2d, spec: Mapping[str, Any] | None):
+    def __init__(self, config: Any, shared: nn.Conv2d, spec: Mapping[str, Any] | None, *, norm: bool = True):
         super().__init__()
         self.use_shared = spec is None or spec.get("use_shared", True)
         self.alpha = None if spec is None else new_adapter(shared, spec)
-        self.bn = nn.Identity() if config.fused else batch_norm(nn.BatchNorm2d, shared.out_channels, config)
+        self.bn = batch_norm(shared.out_channels, config) if norm and not config.fused else nn.Identity()
 
     def kernel(self) -> torch.Tensor | None:
         """Alpha's kernel (out, in, 1, 1); None where there is no adapter, or one that no filter can stand for."""
@@ -160,9 +166,42 @@ class S2EDomainConv(nn.Module):
         return self.bn(y + adapted_conv(x, shared, None, True) if self.use_shared else y)
 
 
-def batch_norm(kind: type[nn.Module], channels: int, config: Any, **options) -> nn.Module:
+class S2EConvBN(nn.Module):
+    """A shared convolution with a batch norm of its own, for the domains that have none here.
+
+    Args:
+        config, **options: the model's config, and those of `nn.Conv2d`.
+    """
+
+    use_shared = True
+
+    def __init__(self, config: Any, *args, **options):
+        super().__init__()
+        self.conv = nn.Conv2d(*args, bias=config.fused, **options)
+        self.bn = nn.Identity() if config.fused else batch_norm(self.conv.out_channels, config)
+
+    def kernel(self) -> None:
+        return None
+
+    def forward(self, x: torch.Tensor, own: S2EDomainConv | None) -> torch.Tensor:
+        """`own` is the domain's half, if it has one."""
+        return self.bn(adapted_conv(x, self.conv, None, True)) if own is None else own(x, self.conv)
+
+
+def convolutions(shared: nn.Module, domain: nn.Module) -> Iterator[tuple[str, nn.Conv2d, nn.Module]]:
+    """The path of each shared convolution that a domain or the base has something to add to, itself, and what
+    adds: an [`S2EDomainConv`] or [`S2EConvBN`]."""
+    of_domain = {path: own for path, own in domain.named_modules() if isinstance(own, S2EDomainConv)}
+    with_own = {path: one for path, one in shared.named_modules() if isinstance(one, S2EConvBN)}
+    for path, one in with_own.items():
+        yield f"{path}.conv", one.conv, of_domain.pop(path, one)
+    for path, own in of_domain.items():
+        yield path, shared.get_submodule(path), own
+
+
+def batch_norm(channels: int, config: Any) -> nn.BatchNorm2d:
     """A batch norm with the config's eps and momentum."""
-    return kind(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum, **options)
+    return nn.BatchNorm2d(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
 
 
 def merged_filters(shared: nn.Module, kernel: torch.Tensor | None, use_shared: bool = True) -> torch.Tensor:
@@ -171,11 +210,13 @@ def merged_filters(shared: nn.Module, kernel: torch.Tensor | None, use_shared: b
     return weight if kernel is None else weight + at_centre(kernel.double(), shared)
 
 
-def fold_batch_norm(weight: torch.Tensor, bn: BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias, float32, of a convolution that stands for filters and the batch norm after them.
+def fold_batch_norm(weight: torch.Tensor, bn: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias, float32, of a convolution that stands for filters and the batch norm after them, if any.
 
     `W = w gamma / sqrt(var + eps)`, `b = beta - gamma mean / sqrt(var + eps)`.
     """
+    if isinstance(bn, nn.Identity):
+        return weight.float(), None
     scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
     bias = bn.bias.double() - bn.running_mean.double() * scale
     return (weight.double() * scale.view(-1, *(1,) * (weight.ndim - 1))).float(), bias.float()

@@ -4,7 +4,7 @@ The names are those that every `PreTrainedModel` has with PEFT's meaning; here t
 alpha, batch norm and classifier together, and need no `peft`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from .adapter_layers_s2e import (
     ADAPTER_INITS,
     ADAPTER_PARTS,
     PAPERS_KIND,
-    S2EDomainConv,
     adapters_in,
+    convolutions,
     fold_batch_norm,
     merged_filters,
     part_of,
@@ -101,7 +101,8 @@ class S2EAdapterMixin:
 
     def _start(self, domain: nn.Module, init: str) -> None:
         """Give a new domain the base domain's batch norms, and its alpha where training begins."""
-        source = self.base_model.domains[self.config.base_domain].state_dict()
+        source = self.base_model.shared.state_dict()  # of which batch norms have the names that a domain gives its own
+        source |= self.base_model.domains[self.config.base_domain].state_dict()
         own = domain.state_dict()
         adapters = {name for name in own if part_of(name) == "alpha"}
         if init == "source" and any(name not in source or source[name].shape != own[name].shape for name in adapters):
@@ -258,8 +259,8 @@ class S2EAdapterMixin:
         if not self.config.adapters:
             return
         domain = self.base_model.domains[self.config.base_domain]
-        for shared, own in _convolutions(self.base_model.shared, domain):
-            if own.alpha is not None:
+        for _, shared, own in convolutions(self.base_model.shared, domain):
+            if getattr(own, "alpha", None) is not None:
                 shared.weight.copy_(merged_filters(shared, _foldable(own), own.use_shared))
                 own.alpha, own.use_shared = None, True
         self.config.adapters = False
@@ -290,27 +291,21 @@ class S2EAdapterMixin:
             **label_maps(self.config.labels_of(name)),
         }
         fused = type(self)(self.config_class(**fields))
-        domain, shared = self.base_model.domains[name], fused.base_model.shared
-        for target, (conv, own) in zip(
-            (module for module, _ in _convolutions(shared, domain)), _convolutions(self.base_model.shared, domain)
-        ):
+        domain, shared, target = self.base_model.domains[name], self.base_model.shared, fused.base_model
+        filters = shared.state_dict()
+        for path, conv, own in convolutions(shared, domain):
             weight, bias = fold_batch_norm(merged_filters(conv, _foldable(own), own.use_shared), own.bn)
-            target.weight.copy_(weight)
-            target.bias.copy_(bias)
+            filters |= {f"{path}.weight": weight} | ({} if bias is None else {f"{path}.bias": bias})
+        target.shared.load_state_dict({key: filters[key] for key in target.shared.state_dict()})
+        kept = domain.state_dict()  # batch norms that no convolution can take in
+        target.domains[name].load_state_dict({key: kept[key] for key in target.domains[name].state_dict()})
         if hasattr(self, "heads"):
             fused.heads[name].load_state_dict(self.heads[name].state_dict())
         return fused.to(self.device, self.dtype).train(self.training)
 
 
-def _convolutions(shared: nn.Module, domain: nn.Module) -> Iterator[tuple[nn.Module, S2EDomainConv]]:
-    """Each shared convolution that a domain adds something to, and what it adds."""
-    for path, own in domain.named_modules():
-        if isinstance(own, S2EDomainConv):
-            yield shared.get_submodule(path), own
-
-
-def _foldable(own: S2EDomainConv) -> torch.Tensor | None:
-    if own.alpha is not None and own.kernel() is None:
+def _foldable(own: nn.Module) -> torch.Tensor | None:
+    if getattr(own, "alpha", None) is not None and own.kernel() is None:
         raise S2EAdapterError(
             f"Adapters of the class {type(own.alpha).__name__} are no filters (their kernel() is None), so that they "
             "cannot be folded into the convolutions: use the model as it is."

@@ -25,6 +25,23 @@ FRONT_END_DEFAULTS: dict[str, Any] = {
     "mu": 255.0,
     "normalization": "segment",
     "drop_tail": False,
+    "features": "mu_law_spectrogram",
+    "fill": "zero",
+}
+# Kaldi's log mel energies, as CAM++ takes them; `num_bins` are mel bands from 20 Hz to 8 kHz
+FBANK_DEFAULTS: dict[str, Any] = {
+    "window_length": 400,  # samples: 25 ms
+    "n_fft": 512,
+    "num_bins": 80,
+    "features": "fbank",
+    "fill": "repeat",
+}
+FEATURES = {"mu_law_spectrogram": {}, "fbank": FBANK_DEFAULTS}  # what differs from the defaults
+FILLS = ("zero", "repeat")
+# The backbones: their features, and the sizes that they have by default
+BACKBONES: dict[str, dict[str, Any]] = {
+    "resnet20": {"features": "mu_law_spectrogram", "hidden_sizes": (32, 64, 128), "depths": (3, 3, 3)},
+    "campplus": {"features": "fbank", "hidden_sizes": (32, 128, 32), "depths": (12, 24), "adapters": False},
 }
 # The settings that the first fingerprints were made of. Never to be changed: published adapters hold those.
 FIRST_SETTINGS = (
@@ -36,6 +53,7 @@ NORMALIZATIONS = ("segment", "utterance", "none")
 SHORTCUTS = ("pool", "projection")
 AGGREGATIONS = ("mean", "geometric", "max")
 POOLINGS = ("mean", "mean_std")
+ADAPT_FROM = ("tdnn", "head")  # where a domain's half of campplus begins
 # Where a repo's own code is, for those who load it with trust_remote_code=True
 AUTO_MAP = {
     "AutoConfig": "configuration_s2e.S2EConfig",
@@ -52,13 +70,14 @@ ADAPTER_FIELDS = (
     "pooling",
     "adapter_kind",
     "adapter_options",
+    "adapt_from",
     "base_model_name_or_path",
     "base_model_revision",
     "base_local_path",
     "base_fingerprint",
 )
 # Those of them that are the settings of its domain
-DOMAIN_FIELDS = ("method", "use_shared", "pooling", "adapter_kind", "adapter_options")
+DOMAIN_FIELDS = ("method", "use_shared", "pooling", "adapter_kind", "adapter_options", "adapt_from")
 _TYPES = {"use_shared": bool, "adapter_options": dict}  # of the fields of an adapter; the others are text
 _BASE_FIELDS = ("domains", "base_domain", "active_domain", "repo_id")  # and these are only a base's
 DOMAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a key of nn.ModuleDict, and safe in any path
@@ -80,8 +99,10 @@ class S2EConfig(PretrainedConfig):
     has no `labels` of its own (`labels_of` answers for each).
 
     Args:
-        hidden_sizes: width of each stage; the last convolution of a stage doubles it.
-        depths: number of basic blocks in each stage.
+        backbone: `"resnet20"`, the paper's, or `"campplus"`; the features follow from it.
+        hidden_sizes: of the ResNet20 the width of each stage, which its last convolution doubles; of CAM++ see
+            `S2ECampPlus`.
+        depths: number of basic blocks in each stage; of layers in each dense block.
         adapters: whether the convolutions of the base domain have parallel adapters. `False` is the plain ResNet20;
             the domains that are added to it have theirs.
         adapt_stem: give the 7x7 convolution an adapter too.
@@ -93,12 +114,12 @@ class S2EConfig(PretrainedConfig):
             the labels of `id2label` or `num_labels`.
         fused: adapter and batch norm are folded into the convolutions (see `fuse`).
         repo_id: the Hub id under which this base is published.
-        adapter_name, adapter_sha256, method, use_shared, pooling, adapter_kind, adapter_options: set in the config of
-            an adapter repo only; they describe its one domain (its labels are `id2label`).
+        adapter_name, adapter_sha256, method, use_shared, pooling, adapter_kind, adapter_options, adapt_from: set in
+            the config of an adapter repo only; they describe its one domain (its labels are `id2label`).
         base_model_name_or_path, base_model_revision, base_local_path, base_fingerprint: likewise; they say
             which base the adapter needs.
         **kwargs: front-end settings (`sampling_rate`, `window_length`, `hop_length`, `n_fft`, `num_bins`,
-            `segment_length`, `segment_hop`, `mu`, `normalization`, `drop_tail`) and whatever
+            `segment_length`, `segment_hop`, `mu`, `normalization`, `drop_tail`, `fill`) and whatever
             `PretrainedConfig` takes.
 
     Raises:
@@ -113,10 +134,11 @@ class S2EConfig(PretrainedConfig):
     def __init__(
         self,
         *,
+        backbone: str = "resnet20",
         hidden_sizes: list[int] | None = None,
         depths: list[int] | None = None,
         stem_kernel_size: int = 7,
-        adapters: bool = True,
+        adapters: bool | None = None,
         adapt_stem: bool = False,
         shortcut: str = "pool",
         aggregation: str = "mean",
@@ -134,19 +156,25 @@ class S2EConfig(PretrainedConfig):
         pooling: str | None = None,
         adapter_kind: str | None = None,
         adapter_options: dict[str, Any] | None = None,
+        adapt_from: str | None = None,
         base_model_name_or_path: str | None = None,
         base_model_revision: str | None = None,
         base_local_path: str | None = None,
         base_fingerprint: str | None = None,
         **kwargs,
     ):
-        for name, default in FRONT_END_DEFAULTS.items():
-            setattr(self, name, kwargs.pop(name, default))
+        _one_of("backbone", backbone, tuple(BACKBONES))
+        usual = BACKBONES[backbone]
+        settings = front_end_settings({"features": usual["features"], **kwargs})
+        for name, value in settings.items():
+            setattr(self, name, value)
+            kwargs.pop(name, None)
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
-        self.hidden_sizes = _sizes("hidden_sizes", hidden_sizes or (32, 64, 128))
-        self.depths = _sizes("depths", depths or (3, 3, 3))
+        self.backbone = backbone
+        self.hidden_sizes = _sizes("hidden_sizes", hidden_sizes or usual["hidden_sizes"])
+        self.depths = _sizes("depths", depths or usual["depths"])
         self.stem_kernel_size = stem_kernel_size
-        self.adapters = adapters
+        self.adapters = usual.get("adapters", True) and not fused if adapters is None else adapters
         self.adapt_stem = adapt_stem
         self.shortcut = shortcut
         self.aggregation = aggregation
@@ -161,6 +189,7 @@ class S2EConfig(PretrainedConfig):
         self.pooling = pooling
         self.adapter_kind = adapter_kind
         self.adapter_options = adapter_options
+        self.adapt_from = adapt_from
         self.base_model_name_or_path = base_model_name_or_path
         self.base_model_revision = base_model_revision
         self.base_local_path = base_local_path
@@ -192,9 +221,16 @@ class S2EConfig(PretrainedConfig):
             raise ValueError(f"stem_kernel_size is {self.stem_kernel_size}, but must be odd: alpha is its centre tap.")
         if max(self.depths) > MAX_BLOCKS:
             raise ValueError(f"depths={self.depths}: a stage may have {MAX_BLOCKS} blocks at most.")
-        if len(self.depths) != len(self.hidden_sizes):
+        if self.features != BACKBONES[self.backbone]["features"]:
+            raise ValueError(
+                f"features is {self.features!r}, but the backbone {self.backbone!r} takes "
+                f"{BACKBONES[self.backbone]['features']!r}."
+            )
+        if self.backbone == "campplus":
+            self._validate_campplus()
+        elif len(self.depths) != len(self.hidden_sizes):
             raise ValueError(f"depths={self.depths} and hidden_sizes={self.hidden_sizes} must have one entry a stage.")
-        if any(wide != 2 * narrow for narrow, wide in zip(self.hidden_sizes, self.hidden_sizes[1:])):
+        elif any(wide != 2 * narrow for narrow, wide in zip(self.hidden_sizes, self.hidden_sizes[1:])):
             raise ValueError(f"hidden_sizes={self.hidden_sizes}: each stage must be twice as wide as the one before.")
         if self.fused and self.adapters:
             raise ValueError("fused=True goes with adapters=False: a fused network has no adapters any more.")
@@ -206,6 +242,25 @@ class S2EConfig(PretrainedConfig):
         count = kwargs.get("num_labels")
         if count is not None and not 1 <= count <= MAX_LABELS:
             raise ValueError(f"num_labels is {count}, but must be 1 to {MAX_LABELS}.")
+
+    def _validate_campplus(self) -> None:
+        if len(self.hidden_sizes) != 3:
+            raise ValueError(
+                f"hidden_sizes={self.hidden_sizes}: campplus has three, the channels of its first part, of the "
+                "convolution after it, and of what each layer of a dense block adds."
+            )
+        if self.num_bins % 8:
+            raise ValueError(f"num_bins is {self.num_bins}, but must be a multiple of 8, by which campplus divides it.")
+        _, width, growth = self.hidden_sizes
+        for depth in self.depths:
+            if (width + growth * depth) % 2:
+                raise ValueError(
+                    f"hidden_sizes={self.hidden_sizes}, depths={self.depths}: every block halves its channels."
+                )
+            width = (width + growth * depth) // 2
+        for name in ("adapt_stem", "adapters"):
+            if getattr(self, name):
+                raise ValueError(f"{name}=True is of the ResNet20: the domains that are added to campplus are adapted.")
 
     def _validate_domains(self) -> None:
         if not isinstance(self.domains, Mapping) or not all(isinstance(s, Mapping) for s in self.domains.values()):
@@ -219,6 +274,7 @@ class S2EConfig(PretrainedConfig):
             if not isinstance(name, str) or not DOMAIN_NAME.fullmatch(name):
                 raise ValueError(f"{name!r:.100} cannot be a domain's name: {NAME_RULE}.")
             _one_of(f"pooling of domain {name!r}", spec.get("pooling", "mean"), POOLINGS)
+            _one_of(f"adapt_from of domain {name!r}", spec.get("adapt_from", "tdnn"), ADAPT_FROM)
             if not isinstance(spec.get("use_shared", True), bool):
                 raise ValueError(f"use_shared of domain {name!r} is {spec['use_shared']!r}, but must be a bool.")
             labels = spec.get("labels", [])
@@ -252,13 +308,18 @@ class S2EConfig(PretrainedConfig):
 
     @property
     def frames_per_segment(self) -> int:
-        """Spectrogram frames in a segment (200: 2 s at a 10 ms shift)."""
-        return self.segment_length // self.hop_length
+        """Frames of features in a segment (200: 2 s at a 10 ms shift; 198 of fbank, which has whole windows only)."""
+        return frames_of(self.front_end)
 
     @property
     def embedding_size(self) -> int:
-        """Channels after the last stage (256)."""
-        return 2 * self.hidden_sizes[-1]
+        """Channels after the last stage (256; 512 of campplus)."""
+        if self.backbone == "resnet20":
+            return 2 * self.hidden_sizes[-1]
+        _, width, growth = self.hidden_sizes
+        for depth in self.depths:
+            width = (width + growth * depth) // 2
+        return width
 
     def labels_of(self, domain: str) -> list[str]:
         """The class names of a domain, in the order of its logits."""
@@ -284,6 +345,26 @@ class S2EConfig(PretrainedConfig):
         return output
 
 
+def front_end_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a front end: those that are given, and the defaults of its features for the others.
+
+    Raises:
+        ValueError: features that are not known.
+    """
+    features = given.get("features", FRONT_END_DEFAULTS["features"])
+    _one_of("features", features, tuple(FEATURES))
+    defaults = FRONT_END_DEFAULTS | FEATURES[features]
+    return {name: given.get(name, default) for name, default in defaults.items()}
+
+
+def frames_of(settings: Mapping[str, Any]) -> int:
+    """Frames in a segment."""
+    length, hop = settings["segment_length"], settings["hop_length"]
+    if settings["features"] == "fbank":  # whole windows only, as Kaldi has them
+        return 1 + (length - settings["window_length"]) // hop
+    return length // hop
+
+
 def validate_front_end(settings: Mapping[str, Any]) -> None:
     """Check the settings of a front end.
 
@@ -298,8 +379,14 @@ def validate_front_end(settings: Mapping[str, Any]) -> None:
             f"{FRONT_END_DEFAULTS['sampling_rate']} Hz: every sound is brought to that rate."
         )
     _one_of("normalization", settings["normalization"], NORMALIZATIONS)
+    _one_of("features", settings["features"], tuple(FEATURES))
+    _one_of("fill", settings["fill"], FILLS)
+    if settings["features"] == "fbank" and settings["normalization"] == "utterance":
+        raise ValueError("normalization is 'utterance', but fbank takes 'segment' (the mean over it) or 'none'.")
     window, hop, n_fft, bins = (settings[n] for n in ("window_length", "hop_length", "n_fft", "num_bins"))
     length, step, mu = (settings[n] for n in ("segment_length", "segment_hop", "mu"))
+    if window > settings["segment_length"]:
+        raise ValueError(f"window_length={window} must be at most segment_length={settings['segment_length']}.")
     if window > n_fft or bins > n_fft // 2 + 1:
         raise ValueError(
             f"n_fft={n_fft} is too small for window_length={window} and num_bins={bins}: it must be at least "

@@ -3,6 +3,7 @@
 One implementation in torch serves the feature extractor, the pipeline and training on the accelerator.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping
@@ -15,32 +16,40 @@ from transformers import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 
-from .configuration_s2e import FRONT_END_DEFAULTS, validate_front_end
+from .configuration_s2e import FRONT_END_DEFAULTS, frames_of, front_end_settings, validate_front_end
 
 logger = logging.get_logger(__name__)
 
 MAX_SAMPLE = 1e20  # of a sample's size; far beyond it spectrograms overflow float32, and answers are NaN
 SILENCE = 1e-5  # floor of the maximum that spectrograms are divided by: silence gives zeros, not noise
+# Of Kaldi's log mel energies
+PRE_EMPHASIS = 0.97
+POVEY_POWER = 0.85
+LOWEST_BAND = 20.0  # Hz
+ENERGY_FLOOR = 1.19e-7
 
 
 class S2EFrontEnd:
-    """Mu-law magnitude spectrograms of 2 s segments, on whatever device the waveform is on.
+    """Features of 2 s segments, on whatever device the waveform is on.
+
+    With `features="mu_law_spectrogram"` magnitude spectrograms under the mu-law curve (section IV-A), with `"fbank"`
+    80 log mel energies as Kaldi defines them, their mean over the segment taken away.
 
     Args:
-        **settings: the front-end settings of [`S2EConfig`]; those left out have their defaults.
+        **settings: the front-end settings of [`S2EConfig`]; those left out have the defaults of the features.
     """
 
     def __init__(self, **settings):
         unknown = set(settings) - set(FRONT_END_DEFAULTS)
         if unknown:
             raise TypeError(f"unknown front-end settings {sorted(unknown)}; known are {sorted(FRONT_END_DEFAULTS)}")
-        self.settings = FRONT_END_DEFAULTS | settings
+        self.settings = front_end_settings(settings)
         validate_front_end(self.settings)
         for name, value in self.settings.items():
             setattr(self, name, value)
-        self.frames = self.segment_length // self.hop_length
-        # Samples of one segment with the half windows that its first and last frame reach beyond it.
-        self.context = self.window_length // 2
+        self.frames = frames_of(self.settings)
+        # Samples that the first and last frame of a segment reach beyond it: spectrograms are centred.
+        self.context = 0 if self.features == "fbank" else self.window_length // 2
         self.segment_samples = (self.frames - 1) * self.hop_length + self.window_length
 
     def num_segments(self, num_samples: int) -> int:
@@ -48,34 +57,66 @@ class S2EFrontEnd:
         beyond = max(0, num_samples - self.segment_length) / self.segment_hop
         return 1 + (math.floor(beyond) if self.drop_tail else math.ceil(beyond))
 
+    def segment_starts(self, num_samples: int) -> list[int]:
+        """The first sample of each segment. With `fill="repeat"` the last one ends where the utterance does."""
+        starts = [self.segment_hop * i for i in range(self.num_segments(num_samples))]
+        if self.fill == "repeat" and num_samples > self.segment_length:  # on a frame
+            starts[-1] = min(starts[-1], (num_samples - self.segment_length) // self.hop_length * self.hop_length)
+        return starts
+
     def pad(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Zero-pad an utterance (samples,) to whole segments, and by half a window at either end."""
-        total = self.segment_length + self.segment_hop * (self.num_segments(waveform.shape[-1]) - 1)
+        """An utterance (samples,) as long as its segments need, and longer by `context` at either end.
+
+        What is missing are zeros, or with `fill="repeat"` the utterance again, from its start.
+        """
+        total = self.segment_starts(waveform.shape[-1])[-1] + self.segment_length
+        if self.fill == "repeat" and waveform.shape[-1] < total:
+            waveform = waveform.repeat(math.ceil(total / waveform.shape[-1]))
         waveform = waveform[..., :total]
         return F.pad(waveform, (self.context, total - waveform.shape[-1] + self.context))
 
-    def magnitude(self, padded: torch.Tensor) -> torch.Tensor:
-        """Magnitude spectrogram: (..., samples) with context on both sides -> (..., frames, bins).
+    def spectrum(self, padded: torch.Tensor) -> torch.Tensor:
+        """Magnitudes, or with `"fbank"` mel energies: (..., samples) with context -> (..., frames, bins).
 
-        Frame j is centred on sample `j * hop_length` of the waveform without its context.
+        Frame j is centred on sample `j * hop_length` of the waveform without its context, or with `"fbank"` begins
+        there.
         """
+        frames = padded.unfold(-1, self.window_length, self.hop_length)
+        if self.features == "fbank":
+            return self._mel_energies(frames)
         window = torch.hamming_window(
             self.window_length, periodic=False, dtype=padded.dtype, device=padded.device
         )  # symmetric
-        frames = padded.unfold(-1, self.window_length, self.hop_length) * window
-        return torch.fft.rfft(frames, n=self.n_fft).abs()[..., : self.num_bins]
+        return torch.fft.rfft(frames * window, n=self.n_fft).abs()[..., : self.num_bins]
 
-    def mu_law(self, magnitude: torch.Tensor, maximum: torch.Tensor | float | None = None) -> torch.Tensor:
-        """`ln(1 + mu x / xmax) / ln(1 + mu)` of (..., bins, frames); xmax by default over the last two."""
+    def _mel_energies(self, frames: torch.Tensor) -> torch.Tensor:
+        """As Kaldi: of each frame the mean is taken away, then pre-emphasis, Povey's window, power, mel bands."""
+        frames = frames - frames.mean(dim=-1, keepdim=True)
+        before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+        options = {"dtype": frames.dtype, "device": frames.device}
+        window = torch.hann_window(self.window_length, periodic=False, **options).pow(POVEY_POWER)
+        spectrum = torch.fft.rfft((frames - PRE_EMPHASIS * before) * window, n=self.n_fft)
+        power = spectrum.real.square() + spectrum.imag.square()
+        return power @ _mel_bands(self.num_bins, self.n_fft, self.sampling_rate).to(**options)
+
+    def compress(self, spectrum: torch.Tensor, maximum: torch.Tensor | float | None = None) -> torch.Tensor:
+        """The features of segments from their spectra, both (..., bins, frames).
+
+        `ln(1 + mu x / xmax) / ln(1 + mu)`, with xmax by default over the last two dimensions; of mel energies the
+        natural logarithm, without its mean over the frames.
+        """
+        if self.features == "fbank":
+            logarithm = spectrum.clamp(min=ENERGY_FLOOR).log()
+            return logarithm - logarithm.mean(dim=-1, keepdim=True) if self.normalization == "segment" else logarithm
         if self.normalization != "none":
             if maximum is None:
-                maximum = magnitude.amax(dim=(-2, -1), keepdim=True)
-            maximum = torch.as_tensor(maximum, dtype=magnitude.dtype, device=magnitude.device)
-            magnitude = magnitude / maximum.clamp(min=SILENCE)
-        return torch.log1p(self.mu * magnitude) / math.log1p(self.mu)
+                maximum = spectrum.amax(dim=(-2, -1), keepdim=True)
+            maximum = torch.as_tensor(maximum, dtype=spectrum.dtype, device=spectrum.device)
+            spectrum = spectrum / maximum.clamp(min=SILENCE)
+        return torch.log1p(self.mu * spectrum) / math.log1p(self.mu)
 
     def segments(self, waveforms: torch.Tensor, maximum: torch.Tensor | float | None = None) -> torch.Tensor:
-        """Spectrograms of segments cut out by the caller: (batch, segment_samples) -> (batch, bins, frames).
+        """Features of segments cut out by the caller: (batch, segment_samples) -> (batch, bins, frames).
 
         Each row has `context` samples before the segment; training makes its batches by the same steps. With
         `normalization="utterance"` the caller gives the [`peak`] of each row's utterance as `maximum`,
@@ -85,28 +126,42 @@ class S2EFrontEnd:
             raise ValueError(
                 "normalization='utterance' needs maximum=, the largest magnitude of each row's utterance (see peak)."
             )
-        return self.mu_law(self.magnitude(waveforms).transpose(-2, -1), maximum)
+        return self.compress(self.spectrum(waveforms).transpose(-2, -1), maximum)
 
     def peak(self, waveform: torch.Tensor) -> float:
         """The largest magnitude of an utterance (samples,): what `normalization="utterance"` divides by."""
-        return float(self.magnitudes(waveform).amax())
+        return float(self.spectra(waveform).amax())
 
     def __call__(self, waveform: torch.Tensor, maximum: float | None = None) -> torch.Tensor:
         """One utterance (samples,) -> (segments, bins, frames).
 
         `maximum` replaces the utterance's own largest magnitude where `normalization="utterance"`.
         """
-        magnitude = self.magnitudes(waveform)
+        spectra = self.spectra(waveform)
         if self.normalization == "utterance" and maximum is None:
-            maximum = magnitude.amax()
-        # (frames, bins) -> (segments, bins, frames of the segment)
-        return self.mu_law(magnitude.unfold(0, self.frames, self.segment_hop // self.hop_length), maximum)
+            maximum = spectra.amax()
+        return self.compress(spectra.transpose(-2, -1), maximum)
 
-    def magnitudes(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Magnitude spectrogram (samples,) -> (frames, bins) of just the frames that are in segments."""
-        count = self.num_segments(waveform.shape[-1])
-        frames = self.frames + self.segment_hop // self.hop_length * (count - 1)
-        return self.magnitude(self.pad(waveform))[:frames]
+    def spectra(self, waveform: torch.Tensor) -> torch.Tensor:
+        """The spectrum of an utterance (samples,), segment by segment: (segments, frames, bins)."""
+        spectrum = self.spectrum(self.pad(waveform))
+        first = [start // self.hop_length for start in self.segment_starts(waveform.shape[-1])]
+        return torch.stack([spectrum[frame : frame + self.frames] for frame in first])
+
+
+@functools.lru_cache(maxsize=4)
+def _mel_bands(count: int, n_fft: int, sampling_rate: int) -> torch.Tensor:
+    """Weights (bins, bands) of triangles that are equally wide on the mel scale, from 20 Hz to half the rate."""
+
+    def mel(frequency):
+        return 1127.0 * torch.log1p(torch.as_tensor(frequency, dtype=torch.float64) / 700.0)
+
+    edges = torch.linspace(float(mel(LOWEST_BAND)), float(mel(sampling_rate / 2)), count + 2, dtype=torch.float64)
+    bins = mel(torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sampling_rate / n_fft)[:, None]
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    weights = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0)
+    weights[-1] = 0  # Kaldi leaves the highest bin out
+    return weights.float()
 
 
 class S2EFeatureExtractor(SequenceFeatureExtractor):
@@ -121,8 +176,9 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
     _auto_class = "AutoFeatureExtractor"
 
     def __init__(self, *, padding_value: float = 0.0, **kwargs):
-        settings = {name: kwargs.pop(name, default) for name, default in FRONT_END_DEFAULTS.items()}
-        kwargs.pop("feature_size", None)
+        settings = front_end_settings(kwargs)
+        for name in (*settings, "feature_size"):
+            kwargs.pop(name, None)
         super().__init__(
             feature_size=settings["num_bins"],
             sampling_rate=settings["sampling_rate"],

@@ -14,12 +14,16 @@ from transformers.utils import ModelOutput
 
 from .adapter_files_s2e import check_adapter_name
 from .adapter_layers_s2e import ADAPTER_KINDS, BatchNorm
+from .campplus_s2e import S2ECampPlus, S2ECampPlusDomain
 from .configuration_s2e import S2EConfig
 from .resnet20_s2e import S2EResNet20, S2EResNet20Domain
 from .save_and_load_s2e import S2ESaveAndLoadMixin
 
 # What all domains share, and what each adds, of every backbone
-BACKBONES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {"resnet20": (S2EResNet20, S2EResNet20Domain)}
+BACKBONES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "resnet20": (S2EResNet20, S2EResNet20Domain),
+    "campplus": (S2ECampPlus, S2ECampPlusDomain),
+}
 
 
 @dataclass
@@ -105,7 +109,7 @@ class S2EModel(S2EPreTrainedModel):
 
     def __init__(self, config: S2EConfig):
         super().__init__(config)
-        self.shared = BACKBONES["resnet20"][0](config)
+        self.shared = BACKBONES[config.backbone][0](config)
         self.domains = nn.ModuleDict(
             {
                 check_adapter_name(name): self._new_domain(spec, adapted=config.adapters or name != config.base_domain)
@@ -115,12 +119,12 @@ class S2EModel(S2EPreTrainedModel):
         self.post_init()
 
     def _new_domain(self, spec: dict[str, Any], *, adapted: bool) -> nn.Module:
-        return BACKBONES["resnet20"][1](self.config, self.shared, spec, adapted=adapted)
+        return BACKBONES[self.config.backbone][1](self.config, self.shared, spec, adapted=adapted)
 
     def embed_segments(self, spectrograms: torch.Tensor, domain: str) -> torch.Tensor:
         """(n, bins, frames) -> (n, 256), or (n, 512) where the domain pools by `"mean_std"`, each by itself."""
-        features = self.shared(spectrograms, self.domains[domain])
-        return pool(features, self.config.domains[domain].get("pooling", "mean"))
+        maps = self.shared(spectrograms, self.domains[domain])
+        return pool(maps[-1], self.config.domains[domain].get("pooling", "mean"))
 
     def forward(
         self,

@@ -92,15 +92,15 @@ class S2EResNet20(nn.Module):
             for width, depth in zip(widths, config.depths)
         )
 
-    def forward(self, spectrograms: torch.Tensor, domain: "S2EResNet20Domain") -> torch.Tensor:
-        """(n, bins, frames) -> (n, embedding_size, bins / 16, frames / 16)"""
+    def forward(self, spectrograms: torch.Tensor, domain: "S2EResNet20Domain") -> list[torch.Tensor]:
+        """(n, bins, frames) -> the last stage's map, (n, embedding_size, bins / 16, frames / 16), alone in a list"""
         # channels last from the start: what .contiguous() makes of one channel would be taken for channels first
         x = spectrograms.contiguous().unsqueeze(-1).movedim(-1, 1)
         x = F.relu(domain.stem(x, self.stem), inplace=True)
         for stage, domain_stage in zip(self.stages, domain.stages):
             for block, domain_block in zip(stage, domain_stage):
                 x = block(x, domain_block)
-        return x
+        return [x]
 
 
 class S2EResNet20Domain(nn.Module):

@@ -59,7 +59,7 @@ class S2ESaveAndLoadMixin(S2EAdapterMixin):
     @property
     def base_fingerprint(self) -> str:
         """SHA-256 of the shared filters, as stored in fp32, and of the front end's settings."""
-        shared = self.base_model.shared.state_dict()
+        shared = without_counters(self.base_model.shared.state_dict())
         if all(tensor.dtype == torch.float32 for tensor in shared.values()):
             return fingerprint(shared, self.config)
         if self._stored_fingerprint is None:
@@ -458,9 +458,14 @@ class S2ESaveAndLoadMixin(S2EAdapterMixin):
         return super().push_to_hub(repo_id, **kwargs)
 
 
+def without_counters(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """All but batch norm's counts of batches, which nothing reads."""
+    return {key: value for key, value in tensors.items() if not key.endswith(_COUNTER)}
+
+
 def adapter_tensors(domain: nn.Module, head: nn.Module | None) -> dict[str, torch.Tensor]:
     """What `adapter.safetensors` holds. Batch norm's counters are left out: nothing reads them."""
-    tensors = {key: value for key, value in domain.state_dict().items() if not key.endswith(_COUNTER)}
+    tensors = without_counters(domain.state_dict())
     return tensors | {_HEAD + key: value for key, value in (head.state_dict() if head else {}).items()}
 
 

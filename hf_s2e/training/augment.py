@@ -37,18 +37,18 @@ class Augment:
         noise = torch.randn(waveforms.shape, generator=self.generator, device=self.device)
         return waveforms + noise * (power / 10 ** (snr / 10)).sqrt()
 
-    def magnitude(self, magnitude: torch.Tensor) -> torch.Tensor:
-        """A random smooth frequency response: (n, bins, frames)."""
+    def channel(self, spectrum: torch.Tensor, *, power: bool) -> torch.Tensor:
+        """A random smooth frequency response, on magnitudes or on `power`: (n, bins, frames)."""
         if not self.recipe.channel_db:
-            return magnitude
-        count, bins = magnitude.shape[:2]
+            return spectrum
+        count, bins = spectrum.shape[:2]
         frequency = torch.linspace(0, torch.pi, bins, device=self.device)
         order = torch.arange(1, CHANNEL_RIPPLES + 1, device=self.device)
         curves = torch.cos(frequency[:, None] * order) / order  # (bins, ripples)
         weights = self.uniform(count, CHANNEL_RIPPLES, low=-1, high=1) * self.recipe.channel_db
-        return magnitude * 10 ** ((weights @ curves.T) / 20)[:, :, None]
+        return spectrum * 10 ** ((weights @ curves.T) / (10 if power else 20))[:, :, None]
 
-    def spectrograms(self, spectrograms: torch.Tensor) -> torch.Tensor:
+    def masks(self, spectrograms: torch.Tensor) -> torch.Tensor:
         """Hide bands of frequency and stretches of time: (n, bins, frames)."""
         for dim, widest in ((1, self.recipe.freq_mask), (2, self.recipe.time_mask)):
             for _ in range(self.recipe.num_masks if widest else 0):

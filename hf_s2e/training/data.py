@@ -53,12 +53,11 @@ class SegmentDataset(Dataset):
         self.samples = math.ceil(front_end.segment_samples * (1 + speed_perturbation)) + 1
         utterances = torch.as_tensor(utterances, dtype=torch.int64)
         lengths = store.lengths[utterances].tolist()
+        starts = [front_end.segment_starts(length) for length in lengths]
         # how many segments each of the utterances has, in their order
-        self.counts = torch.tensor([front_end.num_segments(length) for length in lengths], dtype=torch.int64)
-        first = self.counts.cumsum(0) - self.counts
-        number = torch.arange(int(self.counts.sum())) - first.repeat_interleave(self.counts)
+        self.counts = torch.tensor([len(of_one) for of_one in starts], dtype=torch.int64)
         self.utterances = utterances.repeat_interleave(self.counts)
-        self.starts = number * front_end.segment_hop
+        self.starts = torch.tensor([start for of_one in starts for start in of_one], dtype=torch.int64)
         self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))[self.utterances]
 
     def __len__(self) -> int:
@@ -77,7 +76,8 @@ class SegmentDataset(Dataset):
         batch = {"utterance": utterances, "start": starts, "labels": self.labels[index]}
         if not isinstance(self.store, WaveStore):
             begin = (starts - self.front_end.context).tolist()
-            batch["waves"] = self.store.read(utterances.tolist(), begin, self.samples)
+            repeat = self.front_end.fill == "repeat"
+            batch["waves"] = self.store.read(utterances.tolist(), begin, self.samples, repeat=repeat)
         return batch
 
 
@@ -113,8 +113,8 @@ class ShuffledBatches(Sampler):
             yield order[first : first + self.batch_size].tolist()
 
 
-class Spectrograms:
-    """Batches of segments -> spectrograms, on the accelerator or where the audio is, augmented if asked."""
+class Features:
+    """Batches of segments -> features, on the accelerator or where the audio is, augmented if asked."""
 
     def __init__(self, task: Task, recipe: Recipe, device: torch.device):
         self.front_end, self.recipe, self.device = task.front_end, recipe, device
@@ -142,15 +142,16 @@ class Spectrograms:
             store = WaveStore.of_pieces(waves.to(**to))
             rows, begin = torch.arange(len(rows), device=rows.device), torch.zeros_like(starts)
         speed = None if augment is None else augment.speed(len(starts))
-        waves = store.cut(rows, begin, front_end.segment_samples, speed).to(**to)
+        repeat = front_end.fill == "repeat"
+        waves = store.cut(rows, begin, front_end.segment_samples, speed, repeat=repeat).to(**to)
         if augment is not None:
             waves = augment.waveforms(waves)
-        magnitude = front_end.magnitude(waves).transpose(-2, -1)
+        spectrum = front_end.spectrum(waves).transpose(-2, -1)
         if augment is not None:
-            magnitude = augment.magnitude(magnitude)
+            spectrum = augment.channel(spectrum, power=front_end.features == "fbank")
         maximum = None if self.peaks is None else self.peaks[utterances][:, None, None]
-        spectrograms = front_end.mu_law(magnitude, maximum)
-        return spectrograms if augment is None else augment.spectrograms(spectrograms)
+        features = front_end.compress(spectrum, maximum)
+        return features if augment is None else augment.masks(features)
 
 
 def segment_loader(data: SegmentDataset, device: torch.device, **batches) -> DataLoader:

@@ -46,15 +46,23 @@ class LazyStore:
     def to(self, device: torch.device) -> "LazyStore":
         return self
 
-    def read(self, utterances: Iterable[int], starts: Iterable[int], samples: int) -> torch.Tensor:
-        """Pieces of `samples` samples: int16 (n, samples), zero outside the utterance; a start may be negative.
+    def read(
+        self, utterances: Iterable[int], starts: Iterable[int], samples: int, *, repeat: bool = False
+    ) -> torch.Tensor:
+        """Pieces of `samples` samples: int16 (n, samples); a start may be negative.
+
+        Outside the utterance there is zero, or with `repeat` the utterance again.
 
         Raises:
             AudioError: a file cannot be read any more; the message names it.
         """
         pieces = []
         for utterance, start in zip(utterances, starts):
-            wave = _decode(self.audio[int(utterance)]["audio"]["path"])[max(0, start) : max(0, start + samples)]
+            wave = _decode(self.audio[int(utterance)]["audio"]["path"])
+            if repeat:
+                pieces.append(np.take(wave, np.arange(start, start + samples), mode="wrap"))
+                continue
+            wave = wave[max(0, start) : max(0, start + samples)]
             before = min(samples, max(0, -start))
             pieces.append(np.pad(wave, (before, samples - before - len(wave))))
         return torch.from_numpy(np.stack(pieces))

@@ -15,7 +15,7 @@ from ..model.adapter_files_s2e import tensors_sha256
 from ..model.modeling_s2e import S2EForAudioClassification
 from .augment import Augment
 from .checkpoints import Checkpoints, Meter, TrainingError, refuse_other_checkpoints
-from .data import SegmentDataset, ShuffledBatches, Spectrograms, Task, segment_loader
+from .data import Features, SegmentDataset, ShuffledBatches, Task, segment_loader
 from .losses import loss_by_name
 from .recipe import Recipe, make_optimizer, make_scheduler
 from .runtime import keep_freed_memory
@@ -67,7 +67,7 @@ def train(
     scheduler = make_scheduler(optimizer, recipe, len(loader))
     if not alone:  # a process of many trainings writes no checkpoints
         accelerator.register_for_checkpointing(scheduler)
-    spectrograms = Spectrograms(task, recipe, accelerator.device)
+    spectrograms = Features(task, recipe, accelerator.device)
     total = recipe.num_train_epochs * len(loader)
     total = total if max_train_steps is None else min(total, max_train_steps)
     run = _Run(accelerator, wrapped, optimizer, scheduler, spectrograms, recipe, seed, model.config.num_labels, alone)
@@ -127,7 +127,7 @@ class _Run:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    spectrograms: Spectrograms
+    features: Features
     recipe: Recipe
     seed: int
     num_classes: int
@@ -140,7 +140,7 @@ class _Run:
         seed = (self.seed * 1_000_003 + self.step) * 1009 + share
         augment = Augment(self.recipe, seed, self.accelerator.device)
         labels = batch["labels"].to(self.accelerator.device, non_blocking=True)
-        inputs = self.spectrograms(batch["utterance"], batch["start"], augment, batch.get("waves"))
+        inputs = self.features(batch["utterance"], batch["start"], augment, batch.get("waves"))
         # F.one_hot would wait for the device
         targets = torch.zeros(len(labels), self.num_classes, device=labels.device).scatter_(1, labels[:, None], 1.0)
         if self.recipe.mixup:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ..model.modeling_s2e import S2EForAudioClassification, aggregate_segments
-from .data import SegmentDataset, Spectrograms, Task, segment_loader
+from .data import Features, SegmentDataset, Task, segment_loader
 from .recipe import Recipe
 
 
@@ -41,7 +41,7 @@ def run_segments(
 
     model.to(device).eval()
     data = SegmentDataset(task.store, task.labels, task.utterances, task.front_end)
-    spectrograms = Spectrograms(task, Recipe(), device)
+    spectrograms = Features(task, Recipe(), device)
     rows = []
     loader = segment_loader(data, device, batch_size=batch_size)
     for batch in tqdm(loader, desc="recognising", unit="batch", disable=not progress):

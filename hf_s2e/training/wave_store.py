@@ -86,9 +86,17 @@ class WaveStore:
         return WaveStore(self.waves.to(device), self.offsets.to(device), self.lengths.to(device))
 
     def cut(
-        self, utterances: torch.Tensor, starts: torch.Tensor, samples: int, speed: torch.Tensor | None = None
+        self,
+        utterances: torch.Tensor,
+        starts: torch.Tensor,
+        samples: int,
+        speed: torch.Tensor | None = None,
+        *,
+        repeat: bool = False,
     ) -> torch.Tensor:
-        """Pieces of `samples` samples: float32 (n, samples), full scale 1, zero outside the utterance.
+        """Pieces of `samples` samples: float32 (n, samples), full scale 1.
+
+        Outside the utterance there is zero, or with `repeat` the utterance again.
 
         Args:
             utterances, starts: int64 (n,); a start may be negative.
@@ -99,14 +107,17 @@ class WaveStore:
         utterances, starts = utterances.to(device), starts.to(device)
         time = torch.arange(samples, device=device)
         if speed is None:
-            return self._read(utterances, starts[:, None] + time)
+            return self._read(utterances, starts[:, None] + time, repeat)
         exact = time * speed.to(device)[:, None]
         whole = exact.floor()
         part, whole = exact - whole, starts[:, None] + whole.long()
-        return self._read(utterances, whole) * (1 - part) + self._read(utterances, whole + 1) * part
+        first, second = (self._read(utterances, positions, repeat) for positions in (whole, whole + 1))
+        return first * (1 - part) + second * part
 
-    def _read(self, utterances: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        inside = (positions >= 0) & (positions < self.lengths[utterances][:, None])
+    def _read(self, utterances: torch.Tensor, positions: torch.Tensor, repeat: bool) -> torch.Tensor:
+        lengths = self.lengths[utterances][:, None]
+        positions = positions % lengths if repeat else positions
+        inside = (positions >= 0) & (positions < lengths)
         index = torch.where(inside, positions + self.offsets[utterances][:, None], 0)
         return self.waves[index].float().mul_(inside).div_(FULL_SCALE)
 
