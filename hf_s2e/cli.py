@@ -25,11 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
+    except KeyboardInterrupt:
+        return 130  # as shells report it
     except _failures() as error:
         print(f"s2e {args.command}: {_first_line(error)}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        return 130  # as shells report it
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -102,8 +102,8 @@ def _load_pipeline(model: str, top_k: int | None) -> Any:
     from .model.modeling_s2e import S2EForAudioClassification
     from .pipeline import TASK, S2EPipeline
 
-    fetch_repo(model).check()  # says more plainly what is wrong
     logging.disable_progress_bar()
+    fetch_repo(model).check()  # says more plainly what is wrong
     return S2EPipeline(S2EForAudioClassification.from_pretrained(model), task=TASK, top_k=top_k)
 
 
@@ -138,8 +138,11 @@ def _info(parser: argparse.ArgumentParser) -> Run:
 
 
 def _run_info(args: argparse.Namespace) -> int:
+    from transformers.utils import logging
+
     from .hub.info import describe_repo
 
+    logging.disable_progress_bar()
     found = describe_repo(args.repo)
     if args.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))

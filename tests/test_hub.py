@@ -143,6 +143,13 @@ def test_pushing_again_without_a_change_makes_no_commit(hub, repos):
     assert {name: len(repo.trees) for name, repo in hub.repos.items()} == commits
 
 
+def test_a_push_reads_each_config_once(hub, repos, monkeypatch):
+    read, from_file = [], S2EConfig.from_json_file
+    monkeypatch.setattr(S2EConfig, "from_json_file", lambda path: read.append(path.parent.name) or from_file(path))
+    push([Repo(repos / "calls")], "me")
+    assert sorted(read) == ["base", "calls"]
+
+
 def test_dry_run_says_everything_and_sends_nothing(hub, repos, capsys):
     assert main(["push", str(repos), "--to", "me", "--dry-run"]) == 0
     assert hub.requests == [] and hub.repos == {}

@@ -134,11 +134,16 @@ def test_training_is_written_whole_or_not_at_all(repos, monkeypatch):
     assert not list((repos / "base").glob("*.part"))
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "\x00"])
-def test_a_damaged_record_is_named(repos, text):
-    (repos / "base" / "training.json").write_text(text)
-    with pytest.raises(S2EAdapterError, match=r"training\.json is damaged"):
-        _ = Repo(repos / "base").training
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b'{"mu": "\\n"}'])
+def test_a_damaged_file_is_named_in_one_line(repos, content):
+    repo = Repo(repos / "base")
+    (repos / "base" / "preprocessor_config.json").write_bytes(content)
+    with pytest.raises(S2EAdapterError, match=r"^[^\n]*preprocessor_config\.json is damaged[^\n]*$"):
+        repo.check()
+    if content != b'{"mu": "\\n"}':
+        (repos / "base" / "training.json").write_bytes(content)
+        with pytest.raises(S2EAdapterError, match=r"^[^\n]*training\.json is damaged[^\n]*$"):
+            _ = repo.training
 
 
 # ---- what is refused
@@ -234,9 +239,15 @@ def test_files_that_disagree(repos):
     ],
 )
 def test_a_config_that_cannot_be_one(repos, text, says):
-    (repos / "adapter" / "config.json").write_text(text)
+    (repos / "base" / "config.json").write_text(text)
     with pytest.raises(S2EAdapterError, match=says):
-        Repo(repos / "adapter").check()
+        Repo(repos / "base").check()
+
+
+def test_a_config_that_shadows_what_is_asked_of_it(repos):
+    rewrite(repos / "base", labels_of=1)
+    with pytest.raises(S2EAdapterError, match=r"config\.json is damaged .*not callable"):
+        Repo(repos / "base").check()
 
 
 def test_no_repo(tmp_path):

@@ -94,7 +94,7 @@ class Repo:
         try:
             return S2EConfig.from_json_file(self.folder / CONFIG)
         except BAD_CONFIG as error:
-            raise S2EAdapterError(f"{self.folder}: {CONFIG} is damaged ({error}); fetch it again.") from error
+            raise _damaged(self.folder / CONFIG, error) from error
 
     @property
     def labels(self) -> list[str]:
@@ -188,7 +188,10 @@ class Repo:
     def _check_front_end(self) -> None:
         if not (self.folder / PREPROCESSOR).is_file():
             return
-        extractor = S2EFeatureExtractor.from_pretrained(self.folder)
+        try:
+            extractor = S2EFeatureExtractor.from_pretrained(self.folder)
+        except BAD_CONFIG as error:
+            raise _damaged(self.folder / PREPROCESSOR, error) from error
         if differing := [name for name, value in self.config.front_end.items() if getattr(extractor, name) != value]:
             raise S2EAdapterError(
                 f"{self.folder}: {PREPROCESSOR} and {CONFIG} disagree about the front end ({first_of(differing)}); "
@@ -219,8 +222,11 @@ class Repo:
 
     def _described(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of each tensor that config.json asks for."""
-        with torch.device("meta"):  # allocates nothing
-            model = S2EForAudioClassification(self.config)
+        try:
+            with torch.device("meta"):  # allocates nothing
+                model = S2EForAudioClassification(self.config)
+        except BAD_CONFIG as error:
+            raise _damaged(self.folder / CONFIG, error) from error
         tensors = model.get_adapter_state_dict() if self.is_adapter else model.state_dict()
         return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
@@ -287,7 +293,11 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise S2EAdapterError(f"{path.parent}: {path.name} is damaged ({error}); fetch it again.") from error
+        raise _damaged(path, error) from error
     if not isinstance(found, dict):
-        raise S2EAdapterError(f"{path.parent}: {path.name} is damaged (it holds no object); fetch it again.")
+        raise _damaged(path, "it holds no object")
     return found
+
+
+def _damaged(path: Path, why: Any) -> S2EAdapterError:
+    return S2EAdapterError(f"{path.parent}: {path.name} is damaged ({' '.join(str(why).split())}); fetch it again.")
