@@ -52,8 +52,7 @@ def measure(count: int, folder: Path) -> bool:
     from huggingface_hub import constants
 
     from hf_s2e import S2EConfig, S2EForAudioClassification
-    from hf_s2e.hub.download import pull
-    from hf_s2e.hub.upload import push
+    from hf_s2e.hub import pull, push
 
     base = S2EForAudioClassification(S2EConfig(num_labels=250, repo_id="hf-s2e/base"))
     base.save_pretrained(folder / "base")

@@ -1,14 +1,17 @@
-"""The `s2e` command. A subcommand is a function in `COMMANDS`; heavy modules are imported where needed."""
+"""The `s2e` command, thin: each subcommand reads its arguments, asks a room of the package, and prints.
+
+What is heavy is imported where it is needed: `s2e COMMAND --help` costs nothing.
+"""
 
 import argparse
-import importlib
 import json
-import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from . import __version__
 
 OK, FAILED, USAGE = 0, 1, 2  # exit codes; argparse itself exits with 2
 Run = Callable[[argparse.Namespace], int]
@@ -19,43 +22,31 @@ def main(argv: list[str] | None = None) -> int:
 
     Expected failures become one sentence on stderr; anything else is a bug and keeps its traceback.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    args = _parser(argv).parse_args(argv)
-    from .model.adapter_files_s2e import S2EAdapterError
-
+    args = _parser().parse_args(argv)
     try:
         return args.run(args)
-    except (S2EAdapterError, OSError, ValueError, ImportError) as error:
-        print(f"s2e {args.command}: {_first_line(error)}", file=sys.stderr)
-        return FAILED
     except KeyboardInterrupt:
         return 130  # as shells report it
+    except _failures() as error:
+        print(f"s2e {args.command}: {_first_line(error)}", file=sys.stderr)
+        return FAILED
 
 
-def _parser(argv: list[str]) -> argparse.ArgumentParser:
-    about = "Speech emotion recognition with residual adapters."
-    parser = argparse.ArgumentParser(prog="s2e", description=about)
+def _failures() -> tuple[type[Exception], ...]:
+    """What users can mend. Asked for only where something was raised: it takes torch."""
+    from .model.adapter_files_s2e import S2EAdapterError
+
+    return S2EAdapterError, OSError, ValueError, ImportError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="s2e", description="Speech emotion recognition with residual adapters.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (summary, define) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        if name in argv[:1]:  # the others need not be imported
-            command.set_defaults(run=define(command))
+        command.set_defaults(run=define(command))
     return parser
-
-
-def _from_module(name: str, command: str = "") -> Callable[[argparse.ArgumentParser], Run]:
-    """A subcommand that lives in a module with `add_arguments(parser)` and `run(args) -> int`.
-
-    A module with several has `add_<command>_arguments` and `run_<command>`.
-    """
-    add, run = (f"add_{command}_arguments", f"run_{command}") if command else ("add_arguments", "run")
-
-    def define(parser: argparse.ArgumentParser) -> Run:
-        module = importlib.import_module(name, package=__package__)
-        getattr(module, add)(parser)
-        return getattr(module, run)
-
-    return define
 
 
 # -- s2e predict
@@ -107,11 +98,12 @@ def _load_pipeline(model: str, top_k: int | None) -> Any:
     """Without transformers' factory, which wraps errors into pages of text."""
     from transformers.utils import logging
 
+    from .hub.download import fetch_repo
     from .model.modeling_s2e import S2EForAudioClassification
     from .pipeline import TASK, S2EPipeline
 
-    _config_of(model)  # says more plainly what is wrong
     logging.disable_progress_bar()
+    fetch_repo(model).check()  # says more plainly what is wrong
     return S2EPipeline(S2EForAudioClassification.from_pretrained(model), task=TASK, top_k=top_k)
 
 
@@ -146,6 +138,11 @@ def _info(parser: argparse.ArgumentParser) -> Run:
 
 
 def _run_info(args: argparse.Namespace) -> int:
+    from transformers.utils import logging
+
+    from .hub.info import describe_repo
+
+    logging.disable_progress_bar()
     found = describe_repo(args.repo)
     if args.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
@@ -156,107 +153,6 @@ def _run_info(args: argparse.Namespace) -> int:
             print(f"{name:<{width}}  {line}")
             name = ""
     return OK
-
-
-def describe_repo(source: str) -> dict[str, Any]:
-    """What a folder or Hub repo holds.
-
-    Returns:
-        `source`, `kind` (base, plain base, fused or adapter), `labels`, `parameters`, `weights_bytes`,
-        `fingerprint` (of the base; for an adapter of the one it needs) and `results` (of the card's
-        model-index: dataset, metric, value); of a base also `repo_id` and `adapters` (name to labels), of an
-        adapter `name`, `base`, `base_revision` and `method`.
-
-    Raises:
-        S2EAdapterError, OSError, ValueError: there is no such repo, or it is not one of this package's.
-    """
-    from .model.adapter_files_s2e import ADAPTER_WEIGHTS, fetch
-
-    config = _config_of(source)
-    adapter = fetch(source, ADAPTER_WEIGHTS, required=False)
-    about = _about_adapter(config, adapter) if adapter else _about_base(config, source)
-    card = fetch(source, "README.md", required=False)
-    return {"source": source, **about, "results": _card_results(card) if card else []}
-
-
-def _config_of(source: str) -> Any:
-    """The config of a base or adapter; transformers itself would take any model's."""
-    from .model.adapter_files_s2e import BAD_CONFIG, fetch
-    from .model.configuration_s2e import S2EConfig
-
-    file = fetch(source, "config.json", required=False)
-    if file is None:
-        found = "no config.json in this folder"
-        if not Path(source).is_dir():
-            found = "no such folder, and no such repo on the Hub, or the Hub cannot be reached"
-        raise ValueError(f"{source}: {found}; expected the folder or Hub id of a base or adapter.")
-    try:
-        model_type = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
-        config = S2EConfig.from_json_file(file) if model_type == S2EConfig.model_type else None
-    except BAD_CONFIG as error:
-        raise ValueError(f"{source}: config.json is damaged ({error}); fetch it again.") from error
-    if config is None:
-        raise ValueError(f"{source}: a model of type {model_type!r}; expected 's2e', made with this package.")
-    return config
-
-
-def _about_adapter(config: Any, weights: str) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(weights, framework="np") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{weights}: not a whole safetensors file ({error}); fetch it again.") from error
-    measured = ("running_mean", "running_var")  # of batch norm, not trained
-    return {
-        "kind": "adapter",
-        "name": config.adapter_name,
-        "labels": config.labels_of(config.active_domain),
-        "base": config.base_model_name_or_path or config.base_local_path,
-        "base_revision": config.base_model_revision,
-        "method": config.method,
-        "fingerprint": config.base_fingerprint,
-        "parameters": sum(math.prod(shapes[name]) for name in shapes if not name.endswith(measured)),
-        "weights_bytes": Path(weights).stat().st_size,
-    }
-
-
-def _about_base(config: Any, source: str) -> dict[str, Any]:
-    from transformers.utils import SAFE_WEIGHTS_NAME, logging
-
-    from .model.adapter_files_s2e import fetch
-    from .model.modeling_s2e import S2EForAudioClassification
-
-    logging.disable_progress_bar()
-    model = S2EForAudioClassification.from_pretrained(source)
-    adapters = [name for name in config.domains if name != config.base_domain]
-    return {
-        "kind": "fused" if config.fused else "base" if config.adapters else "plain base",
-        "repo_id": config.repo_id,
-        "labels": config.labels_of(config.active_domain),
-        "adapters": {name: config.labels_of(name) for name in adapters},
-        "fingerprint": None if config.fused else model.base_fingerprint,
-        "parameters": model.num_parameters(),
-        "weights_bytes": Path(fetch(source, SAFE_WEIGHTS_NAME)).stat().st_size,
-    }
-
-
-def _card_results(card: str) -> list[dict[str, Any]]:
-    from huggingface_hub import ModelCard
-
-    data = ModelCard.load(card, ignore_metadata_errors=True).data
-    return [
-        {
-            "dataset": result.dataset_name,
-            "metric": result.metric_name or result.metric_type,
-            "value": result.metric_value,
-        }
-        for result in data.eval_results or []
-    ]
-
-
-# -- output
 
 
 def _lines(value: Any) -> Iterator[str]:
@@ -279,6 +175,141 @@ def _listed(items: list) -> str:
     return shown if len(items) <= 12 else f"{shown} ... {items[-1]} ({len(items)} in all)"
 
 
+# -- s2e audit
+
+
+def _audit(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("corpus", help="a corpus name: emodb, ravdess, iemocap, folder, manifest, ...")
+    parser.add_argument("--data-dir", help="the corpus' folder")
+    parser.add_argument("--labels", help="only these classes, separated by commas")
+    options_help = """further options of load_corpus, as JSON: '{"label": "emotion"}'"""
+    parser.add_argument("--corpus-options", type=_json_object, default={}, metavar="JSON", help=options_help)
+    parser.add_argument("--protocol", help="check its folds: a name (loso, 5fold, split, ...) or a JSON file")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--plot", metavar="FILE", help="draw the report (png, pdf, svg)")
+    parser.add_argument("--fail-on-findings", action="store_true", help="exit with 1 if there is any finding")
+    return _run_audit
+
+
+def _run_audit(args: argparse.Namespace) -> int:
+    """1 says that there are findings, so that what cannot be audited is wrong usage."""
+    from .evaluation.audit import audit_corpus
+    from .evaluation.reports import audit_text
+
+    labels = {"labels": args.labels.split(",")} if args.labels else {}
+    try:
+        report = audit_corpus(args.corpus, args.data_dir, protocol=args.protocol, **(args.corpus_options | labels))
+        if args.plot:
+            from .evaluation.plots import plot_audit
+
+            plot_audit(report, args.plot, title=args.corpus)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"s2e audit: {error}", file=sys.stderr)
+        return USAGE
+    print(json.dumps(report, indent=1, ensure_ascii=False) if args.json else audit_text(report, args.corpus))
+    return FAILED if args.fail_on_findings and report["findings"] else OK
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    return dict(json.loads(text))
+
+
+# -- s2e card
+
+
+def _card(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a repo, or a folder of repos")
+    parser.add_argument("--results", metavar="FILE", help="summary.json; remembered in training.json")
+    return _run_card
+
+
+def _run_card(args: argparse.Namespace) -> int:
+    from .hub.cards import write_card
+    from .hub.repo import find_repos
+
+    repos = [repo for folder in args.folders for repo in find_repos(folder)]
+    if args.results and len(repos) > 1:
+        raise ValueError(f"--results is for one repo, but {len(repos)} were given.")
+    for repo in repos:
+        print(write_card(repo, args.results))
+    return OK
+
+
+# -- s2e push
+
+
+def _push(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a repo, or a folder of repos")
+    parser.add_argument("--to", required=True, metavar="NAMESPACE", help="user or organisation on the Hub")
+    parser.add_argument("--private", action="store_true", default=None, help="make new repos private")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be sent, and send nothing")
+    return _run_push
+
+
+def _run_push(args: argparse.Namespace) -> int:
+    from .hub import push
+
+    for upload, url in push(args.folders, args.to, private=args.private, dry_run=args.dry_run):
+        sizes = upload.sizes
+        print(f"{upload.repo_id}  ({sum(sizes.values()) / 1e6:.2f} MB from {upload.repo.folder})")
+        for name, size in sizes.items():
+            print(f"  {size:>10,}  {name}")
+        for line in upload.substitutions:
+            print(f"  changed: {line}")
+        if upload.left_out:
+            print(f"  left out: {', '.join(upload.left_out)}")
+        print(f"  {'not sent: dry run' if url is None else url}")
+    return OK
+
+
+# -- s2e pull
+
+
+def _pull(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("repo", metavar="REPO", help="Hub id of a base or an adapter")
+    parser.add_argument("--revision", help="branch, tag or commit")
+    parser.add_argument("--to", metavar="DIR", help="folder that gets one folder for each repo; by default the cache")
+    return _run_pull
+
+
+def _run_pull(args: argparse.Namespace) -> int:
+    from .hub import pull
+
+    print(pull(args.repo, revision=args.revision, to=args.to))
+    return OK
+
+
+# -- s2e adapters
+
+
+def _adapters(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("base", nargs="?", metavar="BASE", help="Hub id or folder of a base; by default any")
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    return _run_adapters
+
+
+def _run_adapters(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from .hub import list_adapters
+
+    adapters = list_adapters(args.base)
+    if args.json:
+        print(json.dumps([asdict(adapter) for adapter in adapters], indent=2, ensure_ascii=False))
+        return OK
+    for adapter in adapters:
+        results = ", ".join(f"{name} {value}" for name, value in adapter.results.items()) or "not evaluated"
+        print(f"{adapter.repo_id}  {', '.join(adapter.labels)}  {results}  (base {adapter.base})")
+        if adapter.problem:
+            print(f"  {adapter.problem}", file=sys.stderr)
+    if not adapters:
+        print("no adapters found", file=sys.stderr)
+    return OK
+
+
+# -- all of them
+
+
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
@@ -286,11 +317,11 @@ def _first_line(error: BaseException) -> str:
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Run]]] = {
     "predict": ("classify sound files and folders", _predict),
     "info": ("show what a base or adapter repo holds", _info),
-    "audit": ("look for leaks and damage in a corpus", _from_module(".evaluation.audit")),
-    "card": ("write the cards of repos from their configs and results", _from_module(".hub.cards")),
-    "push": ("publish bases and adapters on the Hub", _from_module(".hub.upload")),
-    "pull": ("download a base, or an adapter with its base", _from_module(".hub.download", "pull")),
-    "adapters": ("list the adapters of a base on the Hub", _from_module(".hub.download", "adapters")),
+    "audit": ("look for leaks and damage in a corpus", _audit),
+    "card": ("write the cards of repos from their configs and results", _card),
+    "push": ("publish bases and adapters on the Hub", _push),
+    "pull": ("download a base, or an adapter with its base", _pull),
+    "adapters": ("list the adapters of a base on the Hub", _adapters),
 }
 
 if __name__ == "__main__":

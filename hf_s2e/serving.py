@@ -15,8 +15,10 @@ class AdapterCache:
     """A bounded set of adapters over one base, for a server with more domains than it wants in memory.
 
     >>> cache = AdapterCache(model, max_adapters=100)
-    >>> with cache.resident(["me/s2e-calls", None, ("me/s2e-radio", "v2")]) as names:
+    >>> with cache.resident(["me/calls", None, ("me/radio", "v2")]) as names:
     ...     output = model(input_values, attention_mask, adapter_names=names)
+    >>> output.row_labels[0]
+    ('calm', 'upset')
 
     Only one thread at a time is inside `resident`, so that no adapter is let go while a batch is using it:
     collect what arrives into mixed batches rather than calling from many threads. Adapters that were loaded

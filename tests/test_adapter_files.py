@@ -7,6 +7,8 @@ import random
 import resource
 import shutil
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -130,6 +132,24 @@ def test_what_an_adapter_repo_holds(base, adapter):
     files = {path.name for path in adapter.iterdir()}
     assert files >= {"config.json", WEIGHTS, "preprocessor_config.json", "README.md", "modeling_s2e.py"}
     assert not {"adapter_config.json", "model.safetensors"} & files  # PEFT would claim the first
+
+
+def test_two_processes_write_the_same_bytes(base, tmp_path):
+    """Several times each, because what is ordered at random is in the same order now and then."""
+    code = (
+        "import sys; from pathlib import Path; from hf_s2e import S2EForAudioClassification\n"
+        "model = S2EForAudioClassification.from_pretrained(sys.argv[1])\n"
+        "for repo in map(Path, sys.argv[2:]):\n"
+        "    model.save_adapter(repo, 'emo')\n"
+    )
+    add_scrambled_adapter(base, "emo")
+    base.save_pretrained(tmp_path / "all")
+    repos = [tmp_path / str(number) for number in range(10)]
+    for part in (repos[:5], repos[5:]):
+        subprocess.run([sys.executable, "-c", code, tmp_path / "all", *part], check=True, timeout=120)
+    found = [{path.name: path.read_bytes() for path in repo.iterdir()} for repo in repos]
+    assert {WEIGHTS, "config.json", "preprocessor_config.json", "README.md"} <= set(found[0])
+    assert [name for name in found[0] if any(other[name] != found[0][name] for other in found)] == []
 
 
 def test_the_card(adapter, base):

@@ -1,6 +1,5 @@
 """The audit finds each planted fault, and nothing in a corpus without one."""
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ import soundfile
 
 from hf_s2e.cli import main
 from hf_s2e.evaluation import audit as audit_module
-from hf_s2e.evaluation.audit import add_arguments, audit, run
+from hf_s2e.evaluation.audit import audit
 from hf_s2e.evaluation.protocols import make_protocol
 from hf_s2e.evaluation.reports import audit_text
 
@@ -245,9 +244,7 @@ def command(corpus, monkeypatch):
         return corpus.dataset()
 
     monkeypatch.setattr("hf_s2e.corpora.load_corpus", load_corpus)
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return lambda *words: run(parser.parse_args(["mine", *words])), loaded
+    return lambda *words: s2e("mine", *words), loaded
 
 
 def test_command_line(command, corpus, capsys, tmp_path):

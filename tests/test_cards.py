@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 
 from hf_s2e import S2EConfig, S2EForAudioClassification
 from hf_s2e.cli import main
-from hf_s2e.hub.cards import TEMPLATES, about_corpus, find_repos, read_training, write_card
+from hf_s2e.hub.cards import TEMPLATES, about_corpus, write_card
+from hf_s2e.hub.repo import Repo, find_repos
 
 ROOT = Path(__file__).resolve().parents[1]
 HUB_CARDS = find_repos(ROOT / "hub_cards")
@@ -78,21 +79,18 @@ def numbers_of(text):
 def test_committed_cards_are_what_config_facts_and_results_give(repo, tmp_path):
     copy = tmp_path / "hub_cards" / repo.name
     copy.mkdir(parents=True)
-    for file in repo.iterdir():
+    for file in repo.folder.iterdir():
         if file.is_file() and file.name != "README.md":
             (copy / file.name).symlink_to(file)
     if (ROOT / "results").is_dir():
         (tmp_path / "results").symlink_to(ROOT / "results")
-    facts = read_training(repo)
-    (copy / "training.json").unlink(missing_ok=True)
-    (copy / "training.json").write_text(json.dumps(facts))
     fresh = write_card(copy).read_text()
-    assert (repo / "README.md").read_text() == fresh, f"run: s2e card {repo.relative_to(ROOT)}"
+    assert (repo.folder / "README.md").read_text() == fresh, f"run: s2e card {repo.folder.relative_to(ROOT)}"
 
 
 @pytest.mark.parametrize("repo", HUB_CARDS, ids=lambda repo: repo.name)
 def test_committed_cards_say_what_they_must(repo):
-    text = (repo / "README.md").read_text()
+    text = (repo.folder / "README.md").read_text()
     card = ModelCard(text)
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "audio-classification"
     assert card.data.license and card.data.language and card.data.datasets and card.data.metrics
@@ -104,7 +102,7 @@ def test_committed_cards_say_what_they_must(repo):
         "@inproceedings",
     ):
         assert needed in text
-    if not read_training(repo).get("results"):
+    if not repo.results:
         assert "Not evaluated" in text and card.data.eval_results is None
 
 
@@ -228,7 +226,7 @@ def test_results_are_remembered_and_found_again(repos):
     file.write_text(json.dumps(summary()))
     assert main(["card", str(repos / "s2e-emodb"), "--results", str(file)]) == 0
     with_results = (repos / "s2e-emodb" / "README.md").read_text()
-    assert read_training(repos / "s2e-emodb")["results"] == "../results/summary.json"
+    assert Repo(repos / "s2e-emodb").training["results"] == "../results/summary.json"
     assert main(["card", str(repos)]) == 0  # all of them, as from `make`
     assert (repos / "s2e-emodb" / "README.md").read_text() == with_results
     file.unlink()

@@ -1,6 +1,7 @@
 """The `s2e` command: output, exit codes and errors in one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 
+import hf_s2e
 from hf_s2e import S2EConfig, S2EForAudioClassification, S2EPipeline
-from hf_s2e.cli import COMMANDS, describe_repo, main
+from hf_s2e.cli import COMMANDS, main
+from hf_s2e.hub.info import describe_repo
 
 CARD = """---
 model-index:
@@ -197,15 +201,57 @@ def test_info_of_bases(repos, tmp_path):
     assert describe_repo(str(tmp_path / "both"))["parameters"] == model.num_parameters()
 
 
+def test_info_of_what_is_not_whole(repos, tmp_path, capsys):
+    """The tensors must be those that the config describes; from which side they differ is said."""
+    for change, said in {
+        "drop": "(missing heads.speaker.bias)",
+        "add": "(unexpected more)",
+        "reshape": "(of another shape heads.speaker.bias)",
+    }.items():
+        folder = shutil.copytree(repos / "base", tmp_path / change)
+        tensors = load_file(folder / "model.safetensors")
+        if change == "add":
+            tensors["more"] = torch.zeros(2)
+        else:
+            bias = tensors.pop("heads.speaker.bias")
+        if change == "reshape":
+            tensors["heads.speaker.bias"] = bias[:-1].clone()
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        assert main(["info", str(folder)]) == 1
+        out, err = capsys.readouterr()
+        assert out == "" and f"model.safetensors: the tensors are not those that config.json describes {said}" in err
+
+
 def test_info_as_text(repos, capsys):
     for repo, found in (("base", "(20 in all)"), ("phone", "EmoDB  UA  73.7"), ("fused", "fused")):
         assert main(["info", str(repos / repo)]) == 0
         assert found in capsys.readouterr().out
 
 
+HELP = """
+import sys, time
+from hf_s2e.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    heavy = {"torch", "transformers", "huggingface_hub", "datasets", "numpy"} & set(sys.modules)
+    print(time.process_time(), *heavy, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_costs_nothing(command):
+    arguments = [command, "--help"] if command else ["--help"]
+    done = subprocess.run([sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and f"usage: s2e {command}" in done.stdout
+    seconds, *heavy = done.stderr.split()
+    assert float(seconds) < 0.5 and heavy == []
+
+
 def test_as_a_program():
-    done = subprocess.run(
-        [sys.executable, "-m", "hf_s2e.cli", "--help"],
-        capture_output=True, text=True, check=True, timeout=300,
-    )  # fmt: skip
-    assert all(name in done.stdout for name in COMMANDS)
+    def run(argument):
+        command = [sys.executable, "-m", "hf_s2e.cli", argument]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    assert all(name in run("--help") for name in COMMANDS)
+    assert run("--version") == f"s2e {hf_s2e.__version__}\n"

@@ -30,7 +30,7 @@ for language, block in json.load(sys.stdin):
 def test_all_blocks_run_in_their_order(tmp_path):
 
     blocks = re.findall(r"```(python|bash)\n(.*?)```", TEXT, re.S)
-    assert [language for language, _ in blocks] == ["bash", "python", "python", "bash", "python", "python"]
+    assert [language for language, _ in blocks] == ["bash", "python", "python", "bash", "python", "python", "python"]
     shutil.copytree(ROOT / "hub_cards", tmp_path / "hub_cards")  # `s2e card` writes there
     (tmp_path / "results").symlink_to(ROOT / "results")  # and reads what cards report
     with LocalHub() as hub:
@@ -49,5 +49,6 @@ def test_all_blocks_run_in_their_order(tmp_path):
         adapter = hub.repos["me/s2e-emodb"].trees[hub.repos["me/s2e-emodb"].resolve("main")]
         assert sum(len(blob.data) for blob in adapter.values()) < 0.8e6  # the size that the page states
     assert "not sent: dry run" in done.stdout and "me/s2e-emodb  neutral, angry, bored" in done.stdout
+    assert "adapter ['neutral', 'angry', 'bored'" in done.stdout and "s2e-resnet20-adapter\n" in done.stdout
     assert "'neutral', 'angry', 'bored'" in done.stdout and "'calm', 'upset'" in done.stdout
     assert {path.name for path in (tmp_path / "models").iterdir()} == {"s2e-emodb", "s2e-resnet20-adapter"}

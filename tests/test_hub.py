@@ -1,7 +1,9 @@
 """Publishing, downloading and finding adapters, against a Hub on localhost (local_hub.py)."""
 
+import doctest
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,13 +14,13 @@ import pytest
 import torch
 from huggingface_hub import HfApi, constants, hf_api
 from local_hub import LocalHub
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from hf_s2e import S2EAdapterError, S2EConfig, S2EForAudioClassification
 from hf_s2e.cli import main
-from hf_s2e.hub.download import S2EHubError, list_adapters, pull
-from hf_s2e.hub.upload import push
+from hf_s2e.hub import Repo, S2EHubError, list_adapters, pull, push
+from hf_s2e.hub.info import describe_repo
 from hf_s2e.serving import AdapterCache
 
 TINY = {"hidden_sizes": [2, 4], "depths": [1, 1]}
@@ -141,6 +143,13 @@ def test_pushing_again_without_a_change_makes_no_commit(hub, repos):
     assert {name: len(repo.trees) for name, repo in hub.repos.items()} == commits
 
 
+def test_a_push_reads_each_config_once(hub, repos, monkeypatch):
+    read, from_file = [], S2EConfig.from_json_file
+    monkeypatch.setattr(S2EConfig, "from_json_file", lambda path: read.append(path.parent.name) or from_file(path))
+    push([Repo(repos / "calls")], "me")
+    assert sorted(read) == ["base", "calls"]
+
+
 def test_dry_run_says_everything_and_sends_nothing(hub, repos, capsys):
     assert main(["push", str(repos), "--to", "me", "--dry-run"]) == 0
     assert hub.requests == [] and hub.repos == {}
@@ -161,9 +170,41 @@ def test_a_damaged_or_foreign_adapter_is_not_published(hub, repos, tmp_path):
     torch.manual_seed(1)
     other = S2EForAudioClassification(S2EConfig(**TINY, num_labels=5, repo_id="hf-s2e/base"))
     other.save_pretrained(copy / "base")
-    with pytest.raises(S2EAdapterError, match="that base was changed or is damaged"):
+    with pytest.raises(S2EAdapterError, match="incompatible with the base"):
         push([copy / "radio"], "me")
     assert hub.repos == {}
+
+
+@pytest.mark.parametrize("change", ["missing heads.speaker.bias", "unexpected more"])
+def test_a_base_of_other_tensors_is_neither_shown_nor_pushed_nor_pulled(hub, repos, tmp_path, capsys, change):
+    copy, name = make_repos(tmp_path, **TINY), change.split()[1]
+    push([copy], "me")
+    before = {repo_id: repo.resolve("main") for repo_id, repo in hub.repos.items()}
+    tensors = load_file(copy / "base" / "model.safetensors")
+    if change.startswith("missing"):
+        del tensors[name]
+    else:
+        tensors[name] = torch.zeros(1)
+    save_file(tensors, copy / "base" / "model.safetensors", metadata={"format": "pt"})
+    for pushed in (copy / "base", copy / "calls"):  # which takes its base along
+        with pytest.raises(S2EAdapterError, match=change):
+            push([pushed], "me")
+    assert before == {repo_id: repo.resolve("main") for repo_id, repo in hub.repos.items()}
+
+    api = HfApi(endpoint=hub.endpoint)  # by other means
+    api.upload_file(
+        path_or_fileobj=copy / "base" / "model.safetensors", path_in_repo="model.safetensors", repo_id="me/base"
+    )
+    config = config_of(hub, "me/calls") | {"base_model_revision": hub.repos["me/base"].resolve("main")}
+    api.upload_file(path_or_fileobj=json.dumps(config).encode(), path_in_repo="config.json", repo_id="me/calls")
+    for pulled in ("me/base", "me/calls"):
+        with pytest.raises(S2EAdapterError, match=change):
+            pull(pulled)
+        with pytest.raises(S2EAdapterError, match=change):
+            pull(pulled, to=tmp_path / "pulled")
+    for shown in ("me/base", str(copy / "base")):
+        assert main(["info", shown]) == 1
+        assert change in capsys.readouterr().err
 
 
 def test_an_adapter_that_names_a_folder_of_this_machine_does_not_publish_it(hub, repos, tmp_path):
@@ -173,7 +214,7 @@ def test_an_adapter_that_names_a_folder_of_this_machine_does_not_publish_it(hub,
     S2EForAudioClassification(S2EConfig(**TINY, num_labels=5)).save_pretrained(tmp_path / "private")
     config = json.loads((copy / "calls" / "config.json").read_text())
     (copy / "calls" / "config.json").write_text(json.dumps(config | {"base_local_path": "../../private"}))
-    with pytest.raises(S2EAdapterError, match="that base was changed or is damaged"):
+    with pytest.raises(S2EAdapterError, match="incompatible with the base"):
         push([copy / "calls"], "me")
     assert hub.repos == {}
 
@@ -365,6 +406,20 @@ def test_pull_does_not_take_away_another_adapters_base(hub, repos, tmp_path):
     pull("me/calls", to=tmp_path / "models")  # again
 
 
+def test_a_base_is_not_pulled_over_an_adapter_of_its_name(hub, repos, tmp_path, monkeypatch):
+    push([repos / "base"], "me")
+    model = S2EForAudioClassification.from_pretrained("me/base")
+    for name in ("x", "y"):
+        model.add_adapter(name, labels=["a", "b"])
+        model.push_adapter_to_hub(f"me/{name}", name)
+    monkeypatch.setenv("HF_TOKEN", hub.other_token)
+    model.push_adapter_to_hub(f"{hub.other}/base", "x")
+    shutil.copytree(pull(f"{hub.other}/base"), tmp_path / "models" / "base")
+    with pytest.raises(FileExistsError, match="holds an adapter"):
+        pull("me/y", to=tmp_path / "models")
+    assert Repo(tmp_path / "models" / "base").is_adapter
+
+
 def test_an_adapter_called_as_its_base_is_pulled_to_the_cache(hub, repos, tmp_path, monkeypatch):
     push([repos / "base"], "me")
     model = S2EForAudioClassification.from_pretrained("me/base")
@@ -430,6 +485,21 @@ def test_refusals_are_one_line_that_says_what_to_do(hub, repos, monkeypatch, tmp
     monkeypatch.setenv("HF_TOKEN", "")
     with pytest.raises(S2EHubError, match=r"no such repo|does not accept the token"):
         push([repos / "base"], "me")
+
+
+def test_info_of_what_is_on_the_hub(hub, repos, monkeypatch, tmp_path):
+    push([repos / "calls"], "me")
+    forget(monkeypatch, tmp_path)
+    found = describe_repo("me/calls")
+    assert (found["kind"], found["labels"], found["base"]) == ("adapter", ["calm", "upset"], "me/base")
+    assert found["base_revision"] == hub.repos["me/base"].resolve("main")
+    assert describe_repo("me/base") | {"source": "", "repo_id": ""} == describe_repo(str(repos / "base")) | {
+        "source": "", "repo_id": "",
+    }  # fmt: skip
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert describe_repo("me/calls") == found
+    with pytest.raises(S2EHubError, match=r"me/none: no such folder, and it cannot be fetched: .*HF_HUB_OFFLINE"):
+        describe_repo("me/none")
 
 
 def test_a_repo_that_is_none_of_ours(hub, repos):
@@ -707,6 +777,16 @@ def test_cache_answers_as_each_adapter_alone(cache, three, repos):
             torch.testing.assert_close(cache.model(SEGMENT, adapter_names=names).logits, expected)
         assert len(cache.model.adapter_names) == len(cache) <= 2
     assert cache.model.active_adapters() == []  # loading changes nothing for those who do not ask
+
+
+def test_the_example_of_the_cache(hub, repos):
+    push([repos], "me")
+    HfApi(endpoint=hub.endpoint).create_tag("me/radio", tag="v2")
+    model = S2EForAudioClassification.from_pretrained("me/base").eval()
+    names = {"AdapterCache": AdapterCache, "model": model, "input_values": SEGMENT[None].expand(3, -1, -1, -1)}
+    names["attention_mask"] = torch.ones(3, 1)
+    (example,) = doctest.DocTestFinder(recurse=False).find(AdapterCache, globs=names)
+    assert len(example.examples) == 3 and doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_cache_lets_go_what_was_used_longest_ago(cache, three):

@@ -128,10 +128,10 @@ def main(argv: list[str] | None = None) -> None:
                 task = make_task(dataset, store, testing, model.config)
                 note["note"] = f"One run: {evaluate(model, dataset, task, accelerator.device, args)}."
                 print(note["note"])
-            write_facts(args, recipe, dataset, store, training, method=args.method, **note)
+            repo = write_facts(args, recipe, dataset, store, training, method=args.method, **note)
         print(f"written: {Path(args.output_dir)}")
         if args.push_to_hub:
-            push_to_hub(args)
+            push_to_hub(args, repo)
     accelerator.end_training()
 
 

@@ -25,7 +25,7 @@ from hf_s2e import S2EConfig, S2EForAudioClassification
 from hf_s2e.corpora import list_corpora
 from hf_s2e.corpora.index import corpus_facts, text_column
 from hf_s2e.evaluation.reports import summarize
-from hf_s2e.hub.cards import TRAINING_FACTS
+from hf_s2e.hub.repo import TRAINING
 from hf_s2e.model.adapter_files_s2e import ADAPTER_WEIGHTS, S2EAdapterError, fetch, find_base, read_adapter_config
 from hf_s2e.training.arguments import CorpusArguments, split_names
 from hf_s2e.training.inputs import decode, draw, make_task, read_index, rows_by_speaker
@@ -97,7 +97,7 @@ def trained_on(repo: str, revision: str | None = None) -> tuple[set[str], bool]:
     """The corpora that a repo, and the base it starts from, say they were trained on; and whether these are all."""
     where = {"revision": revision} if revision else {}
     try:
-        file = fetch(repo, TRAINING_FACTS, required=False, **where)
+        file = fetch(repo, TRAINING, required=False, **where)
         facts = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
         names = {corpus["name"] for corpus in facts.get("corpora") or ()}
         if facts.get("method") in FROM_SCRATCH:

@@ -196,11 +196,11 @@ def main(argv: list[str] | None = None) -> None:
             result = report(model, dataset, store, split, labels, accelerator.device)
             write_json(run_folder(args) / "evaluation.json", result)
             facts = {"method": "speaker classification", "evaluation": result}
-            write_facts(args, recipe, dataset, store, split.training, **facts)
+            repo = write_facts(args, recipe, dataset, store, split.training, **facts)
         print(", ".join(f"{name} {value:.4g}" for name, value in result.items()))
         print(f"written: {args.output_dir}, fingerprint {model.base_fingerprint}")
         if args.push_to_hub:
-            push_to_hub(args)
+            push_to_hub(args, repo)
     accelerator.end_training()
 
 

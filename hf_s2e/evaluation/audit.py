@@ -6,9 +6,7 @@ said in trivial_baselines.py.
 
 import hashlib
 import io
-import json
 import os
-import sys
 import warnings
 from collections import Counter
 from multiprocessing.pool import ThreadPool
@@ -313,42 +311,18 @@ def _duration_counts(seconds, label_names, classes):
     }
 
 
-def add_arguments(parser):
-    """Arguments of `s2e audit`."""
-    parser.add_argument("corpus", help="a corpus name: emodb, ravdess, iemocap, folder, manifest, ...")
-    parser.add_argument("--data-dir", help="the corpus' folder")
-    parser.add_argument("--labels", help="only these classes, separated by commas")
-    options_help = """further options of load_corpus, as JSON: '{"label": "emotion"}'"""
-    parser.add_argument("--corpus-options", type=_json_object, default={}, metavar="JSON", help=options_help)
-    parser.add_argument("--protocol", help="check its folds: a name (loso, 5fold, split, ...) or a JSON file")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--plot", metavar="FILE", help="draw the report (png, pdf, svg)")
-    parser.add_argument("--fail-on-findings", action="store_true", help="exit with 1 if there is any finding")
+def audit_corpus(name, data_dir=None, *, protocol=None, **options) -> dict:
+    """Load a corpus, faulty or not, and audit it; what a strict load refuses is a finding, `faulty_copy`.
 
+    name, data_dir, options: as `load_corpus` takes them.
+    protocol: a name, as `make_protocol` takes it, or a JSON file.
 
-def _json_object(text):
-    return dict(json.loads(text))
-
-
-def run(args) -> int:
-    """`s2e audit`: prints the report. 0; 1 with --fail-on-findings and findings; 2 if it cannot audit."""
-    from .reports import audit_text
-
-    try:
-        labels = {"labels": args.labels.split(",")} if args.labels else {}
-        dataset, faults = _load(args.corpus, args.data_dir, **(args.corpus_options | labels))
-        report = audit(dataset, protocol=_protocol(args.protocol, dataset))
-        report["findings"] = faults + report["findings"]
-        if args.plot:
-            from .plots import plot_audit
-
-            plot_audit(report, args.plot, title=args.corpus)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"s2e audit: {error}", file=sys.stderr)
-        return 2
-    text = json.dumps(report, indent=1, ensure_ascii=False) if args.json else audit_text(report, args.corpus)
-    print(text)
-    return int(args.fail_on_findings and bool(report["findings"]))
+    Returns what `audit` does. Raises ValueError, OSError or ImportError where the corpus or the protocol cannot be
+    had.
+    """
+    dataset, faults = _load(name, data_dir, **options)
+    report = audit(dataset, protocol=_protocol(protocol, dataset))
+    return report | {"findings": faults + report["findings"]}
 
 
 def _load(name, data_dir, **options):

@@ -13,9 +13,7 @@ A card is made from what lies in the repo's folder and from one results file, an
 Texts and the table of corpora are in templates/ beside this file.
 """
 
-import argparse
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -24,19 +22,13 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 from ..evaluation.reports import about_bootstrap, about_choice, origin, started_from, without_hearing
-from ..model.adapter_files_s2e import ADAPTER_WEIGHTS, fingerprint
-from ..model.configuration_s2e import BASE_DOMAIN, S2EConfig
+from ..model.atomic_write_s2e import atomic_write
+from ..model.configuration_s2e import BASE_DOMAIN
+from .repo import CARD, TRAINING, Repo, as_repo, first_of
 
-BASE_WEIGHTS = "model.safetensors"
-TRAINING_FACTS = "training.json"
 WEIGHTS_LICENSE = "apache-2.0"  # the package's own, where the training data leave that free
-OWN_NAMESPACE = "your-name"  # in the card of a repo whose base has no Hub id yet
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm: measured, not trained
-_SHARED = "s2e.shared."
 _PROTOCOLS = {  # for readers of a card; `5fold` and its like are folds of speakers
     "loso": "leave one speaker out",
     "session": "leave one session out, one of its speakers tested at a time",
@@ -44,14 +36,14 @@ _PROTOCOLS = {  # for readers of a card; `5fold` and its like are folds of speak
     "emobox6": "EmoBox's folds of speakers",
 }
 TEMPLATES = Path(__file__).parent / "templates"
-SHOWN = 3  # files that a card names for each finding of the audit
 _USED = {"speakers": "{:,} speakers", "utterances": "{:,} utterances", "hours": "{} h"}
 
 
-def write_card(folder: str | os.PathLike, results: Mapping[str, Any] | str | os.PathLike | None = None) -> Path:
-    """Write README.md of a base's or an adapter's folder.
+def write_card(repo: Repo | str | os.PathLike, results: Mapping[str, Any] | str | os.PathLike | None = None) -> Path:
+    """Write README.md of a base or an adapter.
 
     Args:
+        repo: it, or its folder.
         results: a `summary.json`, as a path (remembered in training.json) or read already. By default the one
             that training.json names; where it names none the card says "Not evaluated".
 
@@ -60,27 +52,26 @@ def write_card(folder: str | os.PathLike, results: Mapping[str, Any] | str | os.
 
     Raises:
         ValueError: the folder holds no such repo, or the results are of another corpus, method or label set.
+        S2EAdapterError: a file of the repo is damaged.
         FileNotFoundError: the results file is not there.
     """
-    folder = Path(folder)
-    config = S2EConfig.from_json_file(_there(folder, "config.json"))
-    training = read_training(folder)
+    repo = as_repo(repo)
+    training = dict(repo.training)
     if isinstance(results, (str, os.PathLike)):
-        training["results"] = Path(os.path.relpath(results, folder)).as_posix()
-    if results is None and training.get("results"):
-        results = folder / training["results"]
-        if not results.is_file():  # a repo that was published or copied goes without them
+        training["results"] = Path(os.path.relpath(results, repo.folder)).as_posix()
+        results = _read_results(Path(results))
+    elif results is None and repo.results:
+        if not repo.results.is_file():
             raise FileNotFoundError(
-                f"{folder / TRAINING_FACTS} names the results {training['results']}, which are not there: say where "
+                f"{repo.folder / TRAINING} names the results {training['results']}, which are not there: say where "
                 "(--results FILE), or take the line out of it."
             )
-    if isinstance(results, (str, os.PathLike)):
-        results = _read_results(Path(results))
-    card = make_card(folder, config, training, results)
-    path = folder / "README.md"
-    card.save(path)
-    if training:
-        write_training(folder, training)
+        results = _read_results(repo.results)
+    card, path = make_card(repo, results), repo.folder / CARD
+    with atomic_write(path) as partial:
+        card.save(partial)
+    if training != repo.training:
+        repo.write_training(training)
     return path
 
 
@@ -89,49 +80,6 @@ def _read_results(path: Path) -> dict[str, Any]:
     if audit.is_file():
         results.setdefault("audit", json.loads(audit.read_text(encoding="utf-8")))
     return results
-
-
-def find_repos(folder: str | os.PathLike) -> list[Path]:
-    """The folder itself, if it is a repo, or the repos right inside it: bases first, then adapters, by name.
-
-    Raises:
-        ValueError: neither.
-    """
-    folder = Path(folder)
-    places = [folder] if (folder / "config.json").is_file() else sorted(folder.glob("*/"))
-    repos = [place for place in places if _weights(place).is_file()]
-    if not repos:
-        raise ValueError(
-            f"{folder}: no repo here; expected config.json beside {BASE_WEIGHTS} (a base) or "
-            f"{ADAPTER_WEIGHTS} (an adapter), in this folder or in those inside it."
-        )
-    return sorted(repos, key=lambda repo: (is_adapter(repo), repo.name))
-
-
-def is_adapter(folder: str | os.PathLike) -> bool:
-    return Path(folder, ADAPTER_WEIGHTS).is_file()
-
-
-def _weights(folder: Path) -> Path:
-    return folder / (ADAPTER_WEIGHTS if is_adapter(folder) else BASE_WEIGHTS)
-
-
-def read_training(folder: str | os.PathLike) -> dict[str, Any]:
-    """What training.json says; empty where there is none."""
-    path = Path(folder, TRAINING_FACTS)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def write_training(folder: str | os.PathLike, facts: Mapping[str, Any]) -> None:
-    text = json.dumps(dict(facts), indent=2, ensure_ascii=False)
-    Path(folder, TRAINING_FACTS).write_text(text + "\n", encoding="utf-8")
-
-
-def card_repo_id(folder: str | os.PathLike, config: Any) -> str:
-    """The Hub id by which a card names its own repo until a push gives it another."""
-    base = config.repo_id or config.base_model_name_or_path or ""
-    namespace = base.rpartition("/")[0]
-    return f"{namespace or OWN_NAMESPACE}/{Path(folder).resolve().name}"
 
 
 def about_corpus(used: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,43 +97,42 @@ def _template(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def make_card(folder: Path, config: Any, training: Mapping[str, Any], results: Mapping[str, Any] | None) -> ModelCard:
-    """The card of a folder, not yet written; see `write_card`."""
-    adapter, labels = is_adapter(folder), [config.id2label[i] for i in range(config.num_labels)]
-    method = config.method if adapter else training.get("method")
-    emotion = adapter or bool(results) or method in ("plain", "feature_extractor", "fine_tune")
+def make_card(repo: Repo, results: Mapping[str, Any] | None) -> ModelCard:
+    """The card of a repo, not yet written; see `write_card`."""
+    config, training, labels = repo.config, repo.training, repo.labels
+    method = config.method if repo.is_adapter else training.get("method")
+    emotion = repo.is_adapter or bool(results) or method in ("plain", "feature_extractor", "fine_tune")
     emotion = emotion or config.base_domain != BASE_DOMAIN  # fused, without training.json
     corpora = [about_corpus(used) for used in training.get("corpora", [])]
-    repo_id = card_repo_id(folder, config)
-    weights = _weights(folder)
     found = _evaluation(results, method, labels, corpora) if results else None
     card = ModelCard.from_template(
-        _metadata(repo_id, config, corpora, found, adapter=adapter, emotion=emotion),
-        template_str=_template("adapter.md" if adapter else "base.md") + _template("common.md"),
-        repo_id=repo_id,
+        _metadata(repo, corpora, found, emotion=emotion),
+        template_str=_template("adapter.md" if repo.is_adapter else "base.md") + _template("common.md"),
+        repo_id=repo.hub_id,
         config=config,
         labels=labels,
         emotion=emotion,
         training=training,
         corpora=corpora,
         results=found,
-        parameters=_count_parameters(weights),
-        megabytes=weights.stat().st_size / 1e6,
-        fingerprint=None if adapter or config.fused else fingerprint_of(weights, config),
+        parameters=repo.parameters,
+        megabytes=repo.weights_bytes / 1e6,
+        fingerprint=repo.fingerprint,
     )
     card.content = re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"
     return card
 
 
-def _metadata(repo_id: str, config: Any, corpora: list, found: dict | None, *, adapter: bool, emotion: bool):
+def _metadata(repo: Repo, corpora: list[dict[str, Any]], found: dict[str, Any] | None, *, emotion: bool):
+    config = repo.config
     languages = sorted({corpus["language"] for corpus in corpora if corpus["language"] != "not stated"})
     fields: dict[str, Any] = _license(corpora)
-    if adapter and config.base_model_name_or_path:
+    if repo.is_adapter and config.base_model_name_or_path:
         fields |= {"base_model": config.base_model_name_or_path, "base_model_relation": "adapter"}
         if config.base_model_revision:
             fields["base_model_revision"] = config.base_model_revision
     if found:
-        fields |= {"model_name": repo_id.rpartition("/")[2], "eval_results": _eval_results(found)}
+        fields |= {"model_name": repo.name, "eval_results": _eval_results(found)}
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="audio-classification",
@@ -331,42 +278,4 @@ def _audit(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _few(files: list[str]) -> str:
-    more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
-    return f" ({', '.join(files[:SHOWN])}{more})" if files else ""
-
-
-def _there(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.is_file():
-        raise ValueError(f"{folder}: there is no {name}; expected the folder of a base or of an adapter.")
-    return path
-
-
-def _count_parameters(weights: Path) -> int:
-    with safe_open(weights, framework="np") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(_STATISTICS))
-
-
-def fingerprint_of(weights: Path, config: Any) -> str:
-    """The fingerprint of a base, from its file, without building the network."""
-    shared = {name: tensor for name, tensor in load_file(weights).items() if name.startswith(_SHARED)}
-    return fingerprint({name.removeprefix(_SHARED): shared[name] for name in shared}, config)
-
-
-# ---- s2e card
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a repo, or a folder of repos")
-    parser.add_argument("--results", metavar="FILE", help="summary.json; remembered in training.json")
-
-
-def run(args: argparse.Namespace) -> int:
-    """`s2e card`: write the cards of these repos anew from their configs, training.json and results."""
-    repos = [repo for folder in args.folders for repo in find_repos(folder)]
-    if args.results and len(repos) > 1:
-        raise ValueError(f"--results is for one repo, but {len(repos)} were given.")
-    for repo in repos:
-        print(write_card(repo, args.results))
-    return 0
+    return f" ({first_of(files)})" if files else ""

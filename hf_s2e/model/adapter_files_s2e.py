@@ -94,11 +94,11 @@ def fingerprint(shared: Mapping[str, torch.Tensor], config: Any) -> str:
     return tensors_sha256({name: tensor.float() for name, tensor in shared.items()}, extra=settings)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file in one step: there is the old file or the whole new one, never a part."""
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """An atomic write of a safetensors file; equal tensors give equal bytes."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_write(path) as partial:
-        save_file(contiguous, partial, metadata={"format": "pt", **metadata})
+    with atomic_write(path) as partial:  # safetensors orders several keys of metadata at random
+        save_file(contiguous, partial, metadata={"format": "pt"})
 
 
 def read_tensors(path: str | Path, expected: Mapping[str, tuple[int, ...]], source: str) -> dict[str, torch.Tensor]:

@@ -321,6 +321,10 @@ class S2EConfig(PretrainedConfig):
             width = (width + growth * depth) // 2
         return width
 
+    def adapted(self, domain: str) -> bool:
+        """Whether a domain has adapters: all have that were added to a base, its own only if it was trained so."""
+        return not self.fused and (self.adapters or self.is_adapter or domain != self.base_domain)
+
     def labels_of(self, domain: str) -> list[str]:
         """The class names of a domain, in the order of its logits."""
         if domain == self.active_domain:  # id2label is what users and transformers change

@@ -112,7 +112,7 @@ class S2EModel(S2EPreTrainedModel):
         self.shared = BACKBONES[config.backbone][0](config)
         self.domains = nn.ModuleDict(
             {
-                check_adapter_name(name): self._new_domain(spec, adapted=config.adapters or name != config.base_domain)
+                check_adapter_name(name): self._new_domain(spec, adapted=config.adapted(name))
                 for name, spec in config.domains.items()
             }
         )

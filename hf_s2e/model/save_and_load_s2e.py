@@ -378,7 +378,7 @@ class S2ESaveAndLoadMixin(S2EAdapterMixin):
         custom_object_save(self, folder, config=config)
         config.save_pretrained(folder)
         S2EFeatureExtractor.from_model_config(self.config).save_pretrained(folder)
-        write_tensors(folder / ADAPTER_WEIGHTS, tensors, {"adapter_name": name})
+        write_tensors(folder / ADAPTER_WEIGHTS, tensors)
         card = folder / "README.md"
         if not card.exists():
             card.write_text(_minimal_card(config), encoding="utf-8")

@@ -13,7 +13,8 @@ import numpy as np
 from accelerate import PartialState
 
 from ..corpora.index import utterance_ids
-from ..hub.cards import BASE_WEIGHTS, write_card, write_training
+from ..hub.cards import write_card
+from ..hub.repo import BASE_WEIGHTS, Repo
 from ..model.adapter_files_s2e import ADAPTER_WEIGHTS
 from ..model.atomic_write_s2e import atomic_write
 from ..model.modeling_s2e import S2EForAudioClassification
@@ -123,21 +124,25 @@ def prediction_table(dataset, utterances: Sequence[int], posteriors: np.ndarray,
 
 
 def write_json(path: Path, content: Any) -> None:
-    """In one step: a reader sees the old file or the whole new one."""
+    """An atomic write: a reader sees the old file or the whole new one."""
     with atomic_write(path) as file:
         file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_facts(args: RepoArguments, recipe: Recipe, dataset, store: WaveStore, rows: Sequence[int], **facts):
-    """Write training.json and the card, from what is in --output_dir and these facts.
+def write_facts(
+    args: RepoArguments, recipe: Recipe, dataset, store: WaveStore, rows: Sequence[int], **facts: Any
+) -> Repo:
+    """Write training.json and the card, from what is in --output_dir and these facts; the repo is then finished.
 
     Args:
         rows: of the utterances that were trained on.
-        **facts: further fields of training.json, see hf_s2e.hub.cards.
+        **facts: further fields of training.json, see hf_s2e/hub/cards.py.
     """
     training = {"corpora": _corpora(args, dataset, store, rows), "settings": _settings(args, recipe), **facts}
-    write_training(args.output_dir, training)
-    write_card(args.output_dir)
+    repo = Repo(args.output_dir)
+    repo.write_training(training)
+    write_card(repo)
+    return repo
 
 
 def _corpora(args: RepoArguments, dataset, store: WaveStore, rows: Sequence[int]) -> list[dict[str, Any]]:
@@ -193,7 +198,7 @@ def find_namespace(args: RepoArguments) -> None:
         return
     from huggingface_hub import HfApi
 
-    from ..hub.download import asking_the_hub
+    from ..hub.errors import asking_the_hub
 
     name = args.hub_model_id or Path(args.output_dir).resolve().name
     with readable_errors("--push_to_hub: "), asking_the_hub("cannot log in"):
@@ -201,18 +206,12 @@ def find_namespace(args: RepoArguments) -> None:
     args.hub_model_id = name if "/" in name else f"{user}/{name}"
 
 
-def push_to_hub(args: RepoArguments) -> None:
-    """Publish --output_dir as `--hub_model_id`, without run/; an unpublished base goes with its adapter."""
-    from ..hub.upload import push
+def push_to_hub(args: RepoArguments, repo: Repo) -> None:
+    """Publish a finished repo as `--hub_model_id`, without run/; an unpublished base goes with its adapter."""
+    from ..hub import push
 
     namespace, _, name = args.hub_model_id.partition("/")
-    with readable_errors(f"{args.output_dir} is written, but not published: "):
-        done = push(
-            [args.output_dir],
-            namespace,
-            name=name,
-            private=args.hub_private_repo or None,
-            token=args.hub_token,
-        )
+    with readable_errors(f"{repo.folder} is written, but not published: "):
+        done = push([repo], namespace, name=name, private=args.hub_private_repo or None, token=args.hub_token)
     for upload, url in done:
         print(f"published: {upload.repo_id} {url}")
