@@ -80,7 +80,7 @@ def _kernel_shape(shared: nn.Module) -> tuple[int, ...]:
 
 def at_centre(kernel: torch.Tensor, shared: nn.Module) -> torch.Tensor:
     """A (out, in, 1, ...) kernel as filters of the shared convolution's size, at their centre tap."""
-    return F.pad(kernel, [size // 2 for size in shared.kernel_size for _ in range(2)])
+    return F.pad(kernel, [size // 2 for size in reversed(shared.kernel_size) for _ in range(2)])
 
 
 class _FrozenFilterConv(torch.autograd.Function):

@@ -21,7 +21,7 @@ from .adapter_layers_s2e import (
     merged_filters,
     part_of,
 )
-from .configuration_s2e import MAX_DOMAINS, POOLINGS, label_maps
+from .configuration_s2e import ADAPT_FROM, HEADS, MAX_DOMAINS, POOLINGS, label_maps
 
 _BASE_NAMES = ("__base__",)  # what PEFT calls the base in a mixed batch
 
@@ -54,6 +54,8 @@ class S2EAdapterMixin:
         pooling: str = "mean",
         adapter_kind: str = PAPERS_KIND,
         adapter_options: dict[str, Any] | None = None,
+        adapt_from: str | None = None,
+        head: str = "linear",
         method: str | None = None,
         **kwargs,
     ) -> None:
@@ -72,6 +74,9 @@ class S2EAdapterMixin:
             pooling: `"mean"` (Table I) or `"mean_std"`.
             adapter_kind: a key of `ADAPTER_KINDS`; by default the paper's 1x1 convolution.
             adapter_options: what adapters of this kind take.
+            adapt_from: of CAM++: `"tdnn"` (the default) leaves its first part to the base, with `"head"` that is
+                adapted too.
+            head: `"linear"` (Table I), or `"standardized"`: with what enters it at mean 0 and variance 1.
             method: recorded in the adapter's config.
 
         Raises:
@@ -79,16 +84,21 @@ class S2EAdapterMixin:
                 fused.
         """
         self._check_new_adapter(adapter_name, init, use_shared, pooling)
+        _check_choice("head", head, HEADS)
+        if adapt_from is not None and (self.config.backbone != "campplus" or adapt_from not in ADAPT_FROM):
+            raise S2EAdapterError(
+                f"adapt_from is {adapt_from!r}, but must be one of {ADAPT_FROM}, and is of campplus alone; this is a "
+                f"{self.config.backbone}."
+            )
         spec = {
             "labels": check_labels(labels),
             "use_shared": use_shared,
             "pooling": pooling,
             "method": method,
         }
-        if adapter_kind != PAPERS_KIND:
-            spec["adapter_kind"] = adapter_kind
-        if adapter_options:
-            spec["adapter_options"] = dict(adapter_options)
+        usual = {"adapter_kind": PAPERS_KIND, "adapter_options": None, "adapt_from": None, "head": "linear"}
+        given = (adapter_kind, adapter_options, adapt_from, head)
+        spec |= {name: value for (name, default), value in zip(usual.items(), given) if value != default}
         try:
             domain = self.base_model._new_domain(spec, adapted=True)
         except ValueError as error:
@@ -191,27 +201,30 @@ class S2EAdapterMixin:
             if hasattr(self, "heads"):
                 del self.heads[name]
 
-    def replace_base_domain(self, name: str, labels: Sequence[str], pooling: str = "mean") -> None:
+    def replace_base_domain(
+        self, name: str, labels: Sequence[str], pooling: str = "mean", head: str = "linear"
+    ) -> None:
         """Give the network itself another task: a base domain of this name, with a new classifier.
 
         Alpha and batch norm stay. This is how a plain network is fine-tuned: it becomes another base, so
         adapters must be deleted first, and it forgets where it came from.
 
         Args:
-            pooling: as of `add_adapter`.
+            pooling, head: as of `add_adapter`.
 
         Raises:
-            S2EAdapterError: adapters are loaded, or a bad name, label or pooling.
+            S2EAdapterError: adapters are loaded, or a bad name, label, pooling or head.
         """
         check_adapter_name(name)
         labels = check_labels(labels)
         _check_choice("pooling", pooling, POOLINGS)
+        _check_choice("head", head, HEADS)
         if self.adapter_names:
             raise S2EAdapterError(f"delete_adapter() these first: {self.adapter_names}.")
         old = self.config.base_domain
         spec = self.config.domains.pop(old)
         spec.pop("method", None)
-        spec["pooling"] = pooling
+        spec |= {"pooling": pooling, "head": head}
         self.base_model.domains[name] = self.base_model.domains.pop(old)
         if hasattr(self, "heads"):
             del self.heads[old]
@@ -235,7 +248,7 @@ class S2EAdapterMixin:
             raise S2EAdapterError(
                 f"This base has {MAX_DOMAINS} domains and would not load with more: delete_adapter() one first."
             )
-        reference = self.base_model.shared.stem.weight
+        reference = next(self.base_model.shared.parameters())
         for module in filter(None, (domain, head)):
             module.requires_grad_(False).eval().to(reference.device, reference.dtype)
         self.base_model.domains[name] = domain

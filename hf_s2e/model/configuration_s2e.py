@@ -4,7 +4,6 @@ The defaults are those of Xi et al., "Speaker to Emotion: Domain Adaptation for 
 with Residual Adapters" (APSIPA ASC 2019): section IV-A for the front end, Table I for the network.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -53,6 +52,7 @@ NORMALIZATIONS = ("segment", "utterance", "none")
 SHORTCUTS = ("pool", "projection")
 AGGREGATIONS = ("mean", "geometric", "max")
 POOLINGS = ("mean", "mean_std")
+HEADS = ("linear", "standardized")
 ADAPT_FROM = ("tdnn", "head")  # where a domain's half of campplus begins
 # Where a repo's own code is, for those who load it with trust_remote_code=True
 AUTO_MAP = {
@@ -71,19 +71,21 @@ ADAPTER_FIELDS = (
     "adapter_kind",
     "adapter_options",
     "adapt_from",
+    "head",
     "base_model_name_or_path",
     "base_model_revision",
     "base_local_path",
     "base_fingerprint",
 )
 # Those of them that are the settings of its domain
-DOMAIN_FIELDS = ("method", "use_shared", "pooling", "adapter_kind", "adapter_options", "adapt_from")
+DOMAIN_FIELDS = ("method", "use_shared", "pooling", "adapter_kind", "adapter_options", "adapt_from", "head")
 _TYPES = {"use_shared": bool, "adapter_options": dict}  # of the fields of an adapter; the others are text
 _BASE_FIELDS = ("domains", "base_domain", "active_domain", "repo_id")  # and these are only a base's
 DOMAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a key of nn.ModuleDict, and safe in any path
 NAME_RULE = "expected 1 to 64 letters, digits, '-' or '_', beginning with a letter or digit"
 MAX_LABELS = 10_000
 MAX_SIZE = 10_000_000  # of any whole number here; a config from the Hub cannot ask for more
+MAX_NUMBER = 1e300  # of any other number
 MAX_BLOCKS = 100  # of a stage
 MAX_DOMAINS = 1_000  # of a base
 
@@ -114,8 +116,8 @@ class S2EConfig(PretrainedConfig):
             the labels of `id2label` or `num_labels`.
         fused: adapter and batch norm are folded into the convolutions (see `fuse`).
         repo_id: the Hub id under which this base is published.
-        adapter_name, adapter_sha256, method, use_shared, pooling, adapter_kind, adapter_options, adapt_from: set in
-            the config of an adapter repo only; they describe its one domain (its labels are `id2label`).
+        adapter_name, adapter_sha256, method, use_shared, pooling, adapter_kind, adapter_options, adapt_from, head:
+            set in the config of an adapter repo only; they describe its one domain (its labels are `id2label`).
         base_model_name_or_path, base_model_revision, base_local_path, base_fingerprint: likewise; they say
             which base the adapter needs.
         **kwargs: front-end settings (`sampling_rate`, `window_length`, `hop_length`, `n_fft`, `num_bins`,
@@ -157,6 +159,7 @@ class S2EConfig(PretrainedConfig):
         adapter_kind: str | None = None,
         adapter_options: dict[str, Any] | None = None,
         adapt_from: str | None = None,
+        head: str | None = None,
         base_model_name_or_path: str | None = None,
         base_model_revision: str | None = None,
         base_local_path: str | None = None,
@@ -190,6 +193,7 @@ class S2EConfig(PretrainedConfig):
         self.adapter_kind = adapter_kind
         self.adapter_options = adapter_options
         self.adapt_from = adapt_from
+        self.head = head
         self.base_model_name_or_path = base_model_name_or_path
         self.base_model_revision = base_model_revision
         self.base_local_path = base_local_path
@@ -275,6 +279,7 @@ class S2EConfig(PretrainedConfig):
                 raise ValueError(f"{name!r:.100} cannot be a domain's name: {NAME_RULE}.")
             _one_of(f"pooling of domain {name!r}", spec.get("pooling", "mean"), POOLINGS)
             _one_of(f"adapt_from of domain {name!r}", spec.get("adapt_from", "tdnn"), ADAPT_FROM)
+            _one_of(f"head of domain {name!r}", spec.get("head", "linear"), HEADS)
             if not isinstance(spec.get("use_shared", True), bool):
                 raise ValueError(f"use_shared of domain {name!r} is {spec['use_shared']!r}, but must be a bool.")
             labels = spec.get("labels", [])
@@ -428,7 +433,7 @@ def _sizes(name: str, sizes: Any) -> list[int]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -MAX_NUMBER < value < MAX_NUMBER
 
 
 def _whole(name: str, value: Any) -> None:

@@ -57,6 +57,25 @@ class S2EClassifierOutput(ModelOutput):
     row_labels: tuple[tuple[str, ...], ...] | None = None
 
 
+class S2EHead(nn.Linear):
+    """A domain's classifier (FC in Table I), (n, width) -> (n, classes).
+
+    Args:
+        standardize: bring what enters to mean 0 and variance 1 over the training data: a batch norm without scale.
+    """
+
+    dropout = 0.0  # probability, in training; a recipe's
+
+    def __init__(self, width: int, classes: int, *, standardize: bool = False):
+        super().__init__(width, classes)
+        self.norm = nn.BatchNorm1d(width, affine=False) if standardize else None
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        if self.norm is not None:
+            embeddings = self.norm(embeddings)
+        return super().forward(F.dropout(embeddings, self.dropout, self.training))
+
+
 class S2EPreTrainedModel(S2ESaveAndLoadMixin, PreTrainedModel):
     config_class = S2EConfig
     base_model_prefix = "s2e"
@@ -69,10 +88,10 @@ class S2EPreTrainedModel(S2ESaveAndLoadMixin, PreTrainedModel):
         # a copy, because it says which adapters are loaded: another model of the same config has its own
         super().__init__(copy.deepcopy(config), *inputs, **kwargs)
 
-    def _new_head(self, spec: dict[str, Any], labels: Sequence[str]) -> nn.Linear:
-        """A domain's classifier (FC in Table I)."""
+    def _new_head(self, spec: dict[str, Any], labels: Sequence[str]) -> "S2EHead":
         parts = 2 if spec.get("pooling") == "mean_std" else 1
-        return nn.Linear(parts * self.config.embedding_size, len(labels))
+        standardize = spec.get("head") == "standardized"
+        return S2EHead(parts * self.config.embedding_size, len(labels), standardize=standardize)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -86,17 +105,19 @@ class S2EPreTrainedModel(S2ESaveAndLoadMixin, PreTrainedModel):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             init.zeros_(module.bias)
         elif isinstance(module, BatchNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
+            if module.affine:
+                init.ones_(module.weight)
+                init.zeros_(module.bias)
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
 
     def train(self, mode: bool = True) -> "S2EPreTrainedModel":
-        """As in torch, but a frozen batch norm stays in evaluation mode: frozen means its statistics too."""
+        """As in torch, but what is frozen stays in evaluation mode: frozen means a batch norm's statistics too."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, BatchNorm) and not module.weight.requires_grad:
+            learns = isinstance(module, S2EHead) or (isinstance(module, BatchNorm) and module.affine)
+            if learns and not module.weight.requires_grad:
                 module.eval()
         return self
 

@@ -466,15 +466,17 @@ def without_counters(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 def adapter_tensors(domain: nn.Module, head: nn.Module | None) -> dict[str, torch.Tensor]:
     """What `adapter.safetensors` holds. Batch norm's counters are left out: nothing reads them."""
     tensors = without_counters(domain.state_dict())
-    return tensors | {_HEAD + key: value for key, value in (head.state_dict() if head else {}).items()}
+    own = without_counters(head.state_dict()) if head else {}
+    return tensors | {_HEAD + key: value for key, value in own.items()}
 
 
 def _fill(domain: nn.Module, head: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """The inverse of `adapter_tensors`."""
-    counters = {key: torch.tensor(0) for key in domain.state_dict() if key.endswith(_COUNTER)}
-    own = {key: value for key, value in tensors.items() if not key.startswith(_HEAD)}
-    domain.load_state_dict(own | counters)
-    head.load_state_dict({key.removeprefix(_HEAD): value for key, value in tensors.items() if key.startswith(_HEAD)})
+    of_head = {key.removeprefix(_HEAD): value for key, value in tensors.items() if key.startswith(_HEAD)}
+    of_domain = {key: value for key, value in tensors.items() if not key.startswith(_HEAD)}
+    for module, own in ((domain, of_domain), (head, of_head)):
+        counters = {key: torch.tensor(0) for key in module.state_dict() if key.endswith(_COUNTER)}
+        module.load_state_dict(own | counters)
 
 
 def _refuse_repo_with(weights: str, what: str, api: HfApi, place: dict[str, Any]) -> None:

@@ -251,6 +251,6 @@ def _settings(
 
 def _frozen_sha256(model: torch.nn.Module) -> str:
     """All that training must leave alone: frozen parameters, and the statistics of frozen batch norms."""
-    learning = {name.rsplit(".", 1)[0] for name, p in model.named_parameters() if p.requires_grad}
-    frozen = {name: t for name, t in model.state_dict().items() if name.rsplit(".", 1)[0] not in learning}
+    learning = tuple({name.rsplit(".", 1)[0] + "." for name, p in model.named_parameters() if p.requires_grad})
+    frozen = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(learning)}
     return tensors_sha256(frozen)

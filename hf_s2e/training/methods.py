@@ -93,13 +93,15 @@ def build_model(
             model.delete_adapter(name)
     if chosen.makes_adapter:
         init = chosen.adapter_init(recipe.adapter_init, model.config)
-        options = {"use_shared": chosen.use_shared, "pooling": recipe.pooling, "method": method}
-        model.add_adapter(domain, labels, init=init, **options)
+        options = {"use_shared": chosen.use_shared, "pooling": recipe.pooling, "head": recipe.head, "method": method}
+        model.add_adapter(domain, labels, init=init, adapt_from=recipe.adapt_from, **options)
+        model.heads[domain].dropout = recipe.dropout
         model.train_adapter(domain, parts=chosen.parts)
         return model
     if not chosen.from_scratch:
         model.merge_base_adapter()
-        model.replace_base_domain(domain, labels, pooling=recipe.pooling)
+        model.replace_base_domain(domain, labels, pooling=recipe.pooling, head=recipe.head)
+    model.heads[domain].dropout = recipe.dropout
     model.requires_grad_("shared" in chosen.parts)
     model.heads.requires_grad_(True)
     return model.train()
@@ -110,7 +112,7 @@ def _plain_config(base, domain, labels, recipe, from_pretrained) -> S2EConfig:
     kept = {}
     if base is not None:
         config = S2EConfig.from_pretrained(base, **from_pretrained)
-        kept = config.front_end | {"hidden_sizes": config.hidden_sizes, "depths": config.depths}
-        kept |= {"shortcut": config.shortcut, "stem_kernel_size": config.stem_kernel_size}
-    spec = {"labels": list(labels), "pooling": recipe.pooling, "method": "plain"}
+        sizes = ("backbone", "hidden_sizes", "depths", "shortcut", "stem_kernel_size")
+        kept = config.front_end | {name: getattr(config, name) for name in sizes}
+    spec = {"labels": list(labels), "pooling": recipe.pooling, "head": recipe.head, "method": "plain"}
     return S2EConfig(**kept, adapters=False, base_domain=domain, domains={domain: spec})

@@ -10,9 +10,10 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..model.adapter_layers_s2e import part_of
-from ..model.configuration_s2e import POOLINGS
+from ..model.configuration_s2e import ADAPT_FROM, HEADS, POOLINGS
 
 SCHEDULES = ("step", "cosine")
+OPTIMIZERS = ("sgd", "adamw")
 _NOT_NEGATIVE = ("0 or more", lambda value: value >= 0)
 _FROM_ONE = ("1 or more", lambda value: value >= 1)
 _RANGES = {  # of the numbers that are not just 0 or more
@@ -21,9 +22,16 @@ _RANGES = {  # of the numbers that are not just 0 or more
     "momentum": ("between 0 and 1", lambda value: 0 < value < 1),  # Nesterov's takes none of the ends
     "label_smoothing": ("from 0 to 1", lambda value: 0 <= value <= 1),
     "speed_perturbation": ("0 or more and less than 1", lambda value: 0 <= value < 1),
+    "dropout": ("0 or more and less than 1", lambda value: 0 <= value < 1),
     "noise_snr": ("of any size", lambda value: True),
 }
-_CHOICES = {"lr_scheduler_type": SCHEDULES, "pooling": POOLINGS}
+_CHOICES = {
+    "lr_scheduler_type": SCHEDULES,
+    "pooling": POOLINGS,
+    "optimizer": OPTIMIZERS,
+    "head": HEADS,
+    "adapt_from": ADAPT_FROM,
+}
 
 
 @dataclass
@@ -34,6 +42,7 @@ class Recipe:
     and 21st epoch and cross entropy for emotion corpora; the rest is off by default.
     """
 
+    optimizer: str = "sgd"  # the paper's, or adamw
     num_train_epochs: int = 30
     per_device_train_batch_size: int = 32
     learning_rate: float = 0.01
@@ -65,9 +74,15 @@ class Recipe:
     # spectral tilt and ripple of up to this many dB: another microphone, another room
     channel_db: float = 0.0
     mixup: float = 0.0
+    # probability with which what enters the classifier is left out
+    dropout: float = 0.0
     # where alpha starts; None is the method's own: "zero" for residual_adapter, "source" for adapter_only
     adapter_init: str | None = None
     pooling: str = "mean"
+    # "standardized": what enters the classifier has mean 0 and variance 1 over the training data
+    head: str = "linear"
+    # of CAM++: "head" adapts its first part, too
+    adapt_from: str | None = None
 
     def __post_init__(self):
         """Raises ValueError: a setting of another type or out of its range; the message names it."""
@@ -129,27 +144,25 @@ def _number_in(value: Any, kind: Any) -> Any:
     return value
 
 
-def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """SGD over what is trained, one parameter group for each part (alpha, bn, fc, shared)."""
+def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's over what is trained, one parameter group for each part (alpha, bn, fc, shared)."""
     groups: dict[str, list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault(part_of(name), []).append(parameter)
-    return torch.optim.SGD(
-        [
-            {
-                "params": parameters,
-                "part": part,
-                "lr": _first(getattr(recipe, f"{part}_learning_rate", None), recipe.learning_rate),
-                "weight_decay": _first(getattr(recipe, f"{part}_weight_decay", None), recipe.weight_decay),
-            }
-            for part, parameters in groups.items()
-        ],
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=True,
-        fused=next(model.parameters()).device.type == "cuda",
-    )
+    settings = [
+        {
+            "params": parameters,
+            "part": part,
+            "lr": _first(getattr(recipe, f"{part}_learning_rate", None), recipe.learning_rate),
+            "weight_decay": _first(getattr(recipe, f"{part}_weight_decay", None), recipe.weight_decay),
+        }
+        for part, parameters in groups.items()
+    ]
+    common = {"lr": recipe.learning_rate, "fused": next(model.parameters()).device.type == "cuda"}
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(settings, **common)
+    return torch.optim.SGD(settings, momentum=recipe.momentum, nesterov=True, **common)
 
 
 def _first(*values):
