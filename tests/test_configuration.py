@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from conftest import ROOT
 from tiny import LABELS, tiny_config
 from transformers import AutoConfig
 
-from hf_s2e import S2EConfig
+from hf_s2e import S2EConfig, S2EForAudioClassification
+from hf_s2e.hub import Repo
 
 
 def through_json(config: S2EConfig, tmp_path) -> S2EConfig:
@@ -118,3 +120,38 @@ def test_the_callers_domains_are_not_changed():
     config = tiny_config(domains=domains)
     config.activate("emo")
     assert domains == {"speaker": {"labels": ["s1"]}, "emo": {"labels": LABELS}}
+
+
+# ---- what identifies a base
+
+
+def test_a_setting_that_came_later_is_in_the_fingerprint_only_where_it_is_used():
+    """Otherwise every adapter in existence would stop fitting its base with the next setting."""
+    first = {
+        "sampling_rate": 16_000, "window_length": 640, "hop_length": 160, "n_fft": 1600, "num_bins": 400,
+        "segment_length": 32_000, "segment_hop": 16_000, "mu": 255.0, "normalization": "segment", "drop_tail": False,
+    }  # fmt: skip
+    assert S2EConfig().fingerprinted == first
+    assert S2EConfig(remove_dc=True).fingerprinted == first | {"remove_dc": True}
+    assert S2EConfig(batch_norm_eps=1e-3).fingerprinted == first | {"batch_norm_eps": 1e-3}
+    assert S2EConfig(drop_tail=True).fingerprinted == first | {"drop_tail": True}
+    assert set(S2EConfig(backbone="campplus").fingerprinted) == {*first, "features", "fill"}
+
+
+@pytest.mark.parametrize("eps", [0, -1e-5, float("nan"), float("inf"), "1e-5", True, 10**400])
+def test_an_eps_that_cannot_be(eps):
+    with pytest.raises(ValueError, match="batch_norm_eps"):
+        S2EConfig(batch_norm_eps=eps)
+
+
+@pytest.mark.parametrize(
+    "name, fingerprint",
+    [
+        ("s2e-resnet20-adapter", "d6206cd3fe3a442ea686b4ff04bd7d78111e8bc9f5ecb4d8d0515067633f80a9"),
+        ("s2e-resnet20-plain", "76acbae241e708030054e7a087dfe313d907a674b71ebb17062f6be23b1168f3"),
+    ],
+)
+def test_the_bases_of_the_repository_keep_their_fingerprints(name, fingerprint):
+    """Written down once: what was published by it must fit for ever."""
+    folder = ROOT / "hub_cards" / name
+    assert S2EForAudioClassification.from_pretrained(folder).base_fingerprint == fingerprint == Repo(folder).fingerprint

@@ -45,7 +45,7 @@ def test_emotions_of_unseen_speakers(s2e_data):
         pieces = torch.stack([random_piece(front_end, clip, rng) for clip in drawn])
         for group in optimizer.param_groups:
             group["lr"] = RATE * (1 - step / STEPS)
-        loss = model(front_end.segments(pieces), labels=labels).loss
+        loss = model(front_end.compress(front_end.spectrum(pieces).mT), labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

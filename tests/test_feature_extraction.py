@@ -80,7 +80,17 @@ def test_segments_cut_out_by_the_caller_are_the_utterances():
     whole = front_end(waveform)
     padded = front_end.pad(waveform)
     rows = [padded[i * SECOND :][: front_end.segment_samples] for i in range(len(whole))]
-    torch.testing.assert_close(front_end.segments(torch.stack(rows)), whole)
+    torch.testing.assert_close(front_end.compress(front_end.spectrum(torch.stack(rows)).mT), whole)
+
+
+@pytest.mark.parametrize("seconds", [0.7, 2.0, 4.2])
+def test_without_its_mean_a_constant_offset_changes_nothing(seconds):
+    """Off by default: 0.5 % of full scale then changes the features, because bin 0 is kept."""
+    waveform = torch.from_numpy(voice(seconds))
+    moved = waveform + 0.005
+    front_end = S2EFrontEnd(remove_dc=True)
+    torch.testing.assert_close(front_end(moved), front_end(waveform), atol=2e-4, rtol=0)
+    assert (S2EFrontEnd()(moved) - S2EFrontEnd()(waveform)).abs().max() > 0.1
 
 
 def test_normalization_of_the_utterance():
@@ -90,11 +100,8 @@ def test_normalization_of_the_utterance():
     assert by_segment[0].max() == 1 and 0.3 < by_utterance[0].max() < 0.9 and by_utterance.max() == 1
     torch.testing.assert_close(front_end(waveform, front_end.peak(waveform)), by_utterance)
     rows = front_end.pad(waveform)[: front_end.segment_samples][None]
-    torch.testing.assert_close(
-        front_end.segments(rows, maximum=front_end.peak(waveform)), by_utterance[:1], atol=1e-6, rtol=0
-    )
-    with pytest.raises(ValueError, match="maximum="):
-        front_end.segments(rows)
+    cut = front_end.compress(front_end.spectrum(rows).mT, front_end.peak(waveform))
+    torch.testing.assert_close(cut, by_utterance[:1], atol=1e-6, rtol=0)
 
 
 def test_the_peak_is_of_frames_that_are_in_a_segment():

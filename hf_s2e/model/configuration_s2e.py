@@ -26,6 +26,7 @@ FRONT_END_DEFAULTS: dict[str, Any] = {
     "drop_tail": False,
     "features": "mu_law_spectrogram",
     "fill": "zero",
+    "remove_dc": False,
 }
 # Kaldi's log mel energies, as CAM++ takes them; `num_bins` are mel bands from 20 Hz to 8 kHz
 FBANK_DEFAULTS: dict[str, Any] = {
@@ -121,7 +122,7 @@ class S2EConfig(PretrainedConfig):
         base_model_name_or_path, base_model_revision, base_local_path, base_fingerprint: likewise; they say
             which base the adapter needs.
         **kwargs: front-end settings (`sampling_rate`, `window_length`, `hop_length`, `n_fft`, `num_bins`,
-            `segment_length`, `segment_hop`, `mu`, `normalization`, `drop_tail`, `fill`) and whatever
+            `segment_length`, `segment_hop`, `mu`, `normalization`, `drop_tail`, `fill`, `remove_dc`) and whatever
             `PretrainedConfig` takes.
 
     Raises:
@@ -411,8 +412,11 @@ def validate_front_end(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"segment_hop={step} must be at most segment_length={length}: no sample may be skipped.")
     if not _is_number(mu) or not 0 < mu < MAX_SIZE:
         raise ValueError(f"mu is {mu!r}, but must be a positive number.")
-    if not isinstance(settings["drop_tail"], bool):
-        raise ValueError(f"drop_tail is {settings['drop_tail']!r}, but must be true or false.")
+    for name in ("drop_tail", "remove_dc"):
+        if not isinstance(settings[name], bool):
+            raise ValueError(f"{name} is {settings[name]!r:.100}, but must be true or false.")
+    if settings["remove_dc"] and settings["features"] == "fbank":
+        raise ValueError("remove_dc is true, but fbank takes the mean of each frame away already: leave it out.")
 
 
 def label_maps(labels: list[str]) -> dict[str, Any]:

@@ -115,18 +115,11 @@ class S2EFrontEnd:
             spectrum = spectrum / maximum.clamp(min=SILENCE)
         return torch.log1p(self.mu * spectrum) / math.log1p(self.mu)
 
-    def segments(self, waveforms: torch.Tensor, maximum: torch.Tensor | float | None = None) -> torch.Tensor:
-        """Features of segments cut out by the caller: (batch, segment_samples) -> (batch, bins, frames).
-
-        Each row has `context` samples before the segment; training makes its batches by the same steps. With
-        `normalization="utterance"` the caller gives the [`peak`] of each row's utterance as `maximum`,
-        (batch, 1, 1).
-        """
-        if self.normalization == "utterance" and maximum is None:
-            raise ValueError(
-                "normalization='utterance' needs maximum=, the largest magnitude of each row's utterance (see peak)."
-            )
-        return self.compress(self.spectrum(waveforms).transpose(-2, -1), maximum)
+    def centred(self, waveforms: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        """Segments with context (batch, segment_samples), each without its mean; what is not `inside` the utterance
+        stays zero."""
+        count = inside.sum(dim=-1, keepdim=True).clamp(min=1)
+        return torch.where(inside, waveforms - (waveforms * inside).sum(dim=-1, keepdim=True) / count, 0.0)
 
     def peak(self, waveform: torch.Tensor) -> float:
         """The largest magnitude of an utterance (samples,): what `normalization="utterance"` divides by."""
@@ -144,8 +137,15 @@ class S2EFrontEnd:
 
     def spectra(self, waveform: torch.Tensor) -> torch.Tensor:
         """The spectrum of an utterance (samples,), segment by segment: (segments, frames, bins)."""
-        spectrum = self.spectrum(self.pad(waveform))
-        first = [start // self.hop_length for start in self.segment_starts(waveform.shape[-1])]
+        padded, starts = self.pad(waveform), self.segment_starts(waveform.shape[-1])
+        if self.remove_dc:  # each segment has its own mean
+            inside = self.pad(torch.ones_like(waveform)).bool()
+            rows, valid = (
+                torch.stack([of[start : start + self.segment_samples] for start in starts]) for of in (padded, inside)
+            )
+            return self.spectrum(self.centred(rows, valid))
+        spectrum = self.spectrum(padded)
+        first = [start // self.hop_length for start in starts]
         return torch.stack([spectrum[frame : frame + self.frames] for frame in first])
 
 

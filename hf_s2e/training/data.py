@@ -144,6 +144,8 @@ class Features:
         speed = None if augment is None else augment.speed(len(starts))
         repeat = front_end.fill == "repeat"
         waves = store.cut(rows, begin, front_end.segment_samples, speed, repeat=repeat).to(**to)
+        if front_end.remove_dc:
+            waves = front_end.centred(waves, self._inside(utterances, starts, waves.shape[-1], speed))
         if augment is not None:
             waves = augment.waveforms(waves)
         spectrum = front_end.spectrum(waves).transpose(-2, -1)
@@ -152,6 +154,16 @@ class Features:
         maximum = None if self.peaks is None else self.peaks[utterances][:, None, None]
         features = front_end.compress(spectrum, maximum)
         return features if augment is None else augment.masks(features)
+
+    def _inside(
+        self, utterances: torch.Tensor, starts: torch.Tensor, samples: int, speed: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Which samples of the pieces are of their utterance: bool (n, samples)."""
+        time = torch.arange(samples, device=self.device)
+        time = time if speed is None else time * speed[:, None]
+        positions = (starts - self.front_end.context)[:, None] + time
+        lengths = self.store.lengths.to(self.device)[utterances][:, None]
+        return (positions >= 0) & (positions < lengths)
 
 
 def segment_loader(data: SegmentDataset, device: torch.device, **batches) -> DataLoader:
