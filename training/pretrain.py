@@ -3,6 +3,13 @@
     accelerate launch training/pretrain.py --corpus speechocean762 --data_dir DIR --num_speakers 50 \
         --speaker_seed 0 --adapters --output_dir OUT
 
+With `--teacher NAME[:LAYER]` the network learns, beside the speakers or (`--loss none`) instead of them, what a network
+that has heard much more speech says of each segment (distillation):
+
+    accelerate launch training/pretrain.py --corpus speechocean762,commonvoice,dspspeech20 --data_dir A,B,C \
+        --teacher openai/whisper-tiny.en:2 --teacher hub_cards/s2e-campplus --speeds 0.8 1.0 1.25 --no-adapters \
+        --remove_dc --model_name_or_path hub_cards/s2e-resnet20-plain --output_dir OUT
+
 The recipe is the paper's for VoxCeleb2 (section IV-B): SGD, 30 epochs, learning rate 0.05 divided by 10 at
 the 21st epoch, weight decay 1e-4. Some utterances of each speaker, and some whole speakers, are left out and
 recognised afterwards: accuracy on the former, equal error rate of verification on the latter. Checkpoints, logs,
@@ -19,11 +26,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 
 from hf_s2e import S2EConfig, S2EForAudioClassification, S2EFrontEnd
 from hf_s2e.training.arguments import RepoArguments, checkpoint_folder, parse_arguments, run_folder
-from hf_s2e.training.data import Task
-from hf_s2e.training.inputs import draw, make_task, read_corpus, speakers_of
+from hf_s2e.training.data import Task, segments_of
+from hf_s2e.training.inputs import draw, make_task, read_corpus, speakers_of, store_folder
 from hf_s2e.training.loop import train
 from hf_s2e.training.output import (
     check_output,
@@ -36,7 +44,9 @@ from hf_s2e.training.output import (
     write_record,
 )
 from hf_s2e.training.predict import predict, run_segments
+from hf_s2e.training.recipe import Recipe
 from hf_s2e.training.runtime import environment, make_accelerator, readable_errors, start_trackers
+from hf_s2e.training.teachers import S2EStudent, Teacher, TeacherError, TeacherTargets, needs_decoded, steps_of
 
 PAPER = {
     "learning_rate": 0.05,
@@ -52,6 +62,14 @@ TRIALS = 20_000  # pairs of utterances for the equal error rate
 class Arguments(RepoArguments):
     adapters: bool = field(default=True, metadata={"help": "with 1x1 adapters, or the plain network"})
     shortcut: str = "pool"
+    remove_dc: bool = field(default=False, metadata={"help": "take each segment's mean away before the spectrogram"})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "a base whose filters training starts with"})
+    teacher: list[str] = field(
+        default_factory=list, metadata={"help": "NAME[:LAYER] of networks to learn from, folders or Hub ids"}
+    )
+    speeds: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "each utterance at all of these speeds; 1 is among them"}
+    )
     num_speakers: int | None = field(default=None, metadata={"help": "train on so many, drawn by --speaker_seed"})
     speaker_seed: int = 0
     min_seconds: float = field(default=20.0, metadata={"help": "leave out speakers with less speech"})
@@ -103,15 +121,51 @@ def split_corpus(speakers: list[str], seconds: list[float], args: Arguments) -> 
     return split
 
 
-def new_model(args: Arguments, speakers: list[str]) -> S2EForAudioClassification:
+def new_model(args: Arguments, speakers: list[str], teachers: list[TeacherTargets]) -> S2EForAudioClassification:
     config = S2EConfig(
         adapters=args.adapters,
         shortcut=args.shortcut,
+        remove_dc=args.remove_dc,
         repo_id=args.repo_id or args.hub_model_id,
         id2label=dict(enumerate(speakers)),
         label2id={speaker: i for i, speaker in enumerate(speakers)},
     )
-    return S2EForAudioClassification(config)
+    model = S2EStudent(config, [one.width for one in teachers]) if teachers else S2EForAudioClassification(config)
+    if args.model_name_or_path:
+        take_filters(model, S2EForAudioClassification.from_pretrained(args.model_name_or_path))
+    return model
+
+
+def take_filters(model: S2EForAudioClassification, base: S2EForAudioClassification) -> None:
+    """Begin with another base's filters, alpha and batch norms; its own classifier goes with its speakers."""
+    if model.config.adapters != base.config.adapters:
+        base.merge_base_adapter()
+    found = {name: tensor for name, tensor in base.s2e.state_dict().items() if not name.startswith("domains.")}
+    domain = base.s2e.domains[base.config.base_domain].state_dict()
+    found |= {f"domains.{model.config.base_domain}.{name}": tensor for name, tensor in domain.items()}
+    own = {name: tensor.shape for name, tensor in model.s2e.state_dict().items()}
+    if {name: tensor.shape for name, tensor in found.items()} != own:
+        raise ValueError("--model_name_or_path: that base has filters of other sizes, or no adapters to start from.")
+    model.s2e.load_state_dict(found)
+
+
+def learn_from(args: Arguments, task: Task, recipe: Recipe, accelerator: Accelerator) -> list[TeacherTargets]:
+    """What the teachers say of every segment that is trained on; computed by the first process, kept on disk."""
+    if not args.teacher:
+        return []
+    needs_decoded(task.store)
+    if 1.0 not in args.speeds or min(args.speeds) < 0.5 or max(args.speeds) > 2:
+        raise TeacherError(f"--speeds {args.speeds}: expected speeds from 0.5 to 2, 1.0 among them.")
+    if recipe.random_crop or recipe.speed_perturbation or recipe.mixup:
+        raise TeacherError(
+            "--teacher says what it hears in fixed segments: leave random_crop, speed_perturbation and mixup out of "
+            "the recipe (--speeds gives other speeds)."
+        )
+    data = segments_of(task, recipe, args.seed)
+    steps, folder = steps_of(S2EConfig(**task.front_end.settings)), store_folder(args.cache_dir).with_name("teachers")
+    with accelerator.main_process_first():
+        progress = accelerator.is_main_process
+        return [TeacherTargets.build(Teacher(one), data, steps, folder, progress=progress) for one in args.teacher]
 
 
 def equal_error_rate(model, task: Task, speakers: list[str], device: torch.device) -> float:
@@ -172,30 +226,38 @@ def main(argv: list[str] | None = None) -> None:
     class_of = {speaker: i for i, speaker in enumerate(split.speakers)}
     labels = [class_of.get(speaker, -1) for speaker in speakers]
     with readable_errors():
-        model = new_model(args, split.speakers)
+        config = S2EConfig(remove_dc=args.remove_dc)
+        front_end = S2EFrontEnd(**config.front_end)
+        task = Task(store, labels, split.training, front_end, tuple(args.speeds))
+        teachers = learn_from(args, task, recipe, accelerator)
+        model = new_model(args, split.speakers, teachers)
     accelerator.print(f"{len(split.speakers)} speakers, {len(split.training)} utterances")
     made_by = environment(accelerator)  # now: the files may have changed when the training ends
     with readable_errors("training stopped: "):
         history = train(
             accelerator,
             model,
-            Task(store, labels, split.training, S2EFrontEnd(**model.config.front_end)),
+            task,
             recipe,
             seed=args.seed,
             max_train_steps=args.max_train_steps,
             checkpoint_dir=checkpoint_folder(args),
             checkpointing_steps=args.checkpointing_steps,
             resume_from=find_checkpoint(args),
-            description="speakers",
+            description="speakers" if not teachers else "teachers",
+            teachers=teachers,
             on_epoch=start_trackers(accelerator, args, recipe),
         )
+    model = model.base() if teachers else model
     if accelerator.is_main_process:
         with readable_errors(f"trained, but {args.output_dir} is not whole: "):
             write_model(model, args.output_dir, adapter=False)
             write_record(args, recipe, made_by, history)
             result = report(model, dataset, store, split, labels, accelerator.device)
             write_json(run_folder(args) / "evaluation.json", result)
-            facts = {"method": "speaker classification", "evaluation": result}
+            method = "speaker classification" if recipe.loss != "none" else "distillation"
+            method += f", distilled from {' and '.join(args.teacher)}" if teachers and recipe.loss != "none" else ""
+            facts = {"method": method, "evaluation": result}
             repo = write_facts(args, recipe, dataset, store, split.training, **facts)
         print(", ".join(f"{name} {value:.4g}" for name, value in result.items()))
         print(f"written: {args.output_dir}, fingerprint {model.base_fingerprint}")

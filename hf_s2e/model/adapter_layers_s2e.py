@@ -24,8 +24,8 @@ def part_of(name: str) -> str:
         name: in a model, or in a domain.
     """
     tree, *path = name.removeprefix("s2e.").split(".")
-    if tree in ("heads", "shared"):
-        return "fc" if tree == "heads" else "shared"
+    if tree in ("heads", "regressors", "shared"):
+        return "shared" if tree == "shared" else "fc"
     return "alpha" if "alpha" in (path[1:] if tree == "domains" else path) else "bn"
 
 

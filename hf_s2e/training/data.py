@@ -18,12 +18,13 @@ from .wave_store import WaveStore
 
 @dataclass
 class Task:
-    """What is trained on: audio, its labels, and which utterances."""
+    """What is trained on: audio, its labels, which utterances, and at which speeds each of them."""
 
     store: WaveStore | LazyStore
     labels: Sequence[int]
     utterances: Sequence[int]
     front_end: S2EFrontEnd
+    speeds: Sequence[float] = (1.0,)
 
 
 class SegmentDataset(Dataset):
@@ -36,6 +37,7 @@ class SegmentDataset(Dataset):
         store: a `WaveStore` or a `LazyStore`.
         random_crop: each segment begins anywhere in its utterance, by seed, epoch and batch.
         speed_perturbation: lazily read pieces are so much longer, to be played faster.
+        speeds: every utterance comes at each of these speeds, with segments of its own.
     """
 
     def __init__(
@@ -47,17 +49,21 @@ class SegmentDataset(Dataset):
         *,
         random_crop: bool = False,
         speed_perturbation: float = 0.0,
+        speeds: Sequence[float] = (1.0,),
         seed: int = 0,
     ):
         self.store, self.front_end, self.random_crop, self.seed, self.epoch = store, front_end, random_crop, seed, 0
-        self.samples = math.ceil(front_end.segment_samples * (1 + speed_perturbation)) + 1
-        utterances = torch.as_tensor(utterances, dtype=torch.int64)
-        lengths = store.lengths[utterances].tolist()
+        self.samples = math.ceil(front_end.segment_samples * (1 + speed_perturbation) * max(speeds)) + 1
+        utterances = torch.as_tensor(utterances, dtype=torch.int64).repeat(len(speeds))
+        played = torch.tensor(speeds, dtype=torch.float64).repeat_interleave(len(utterances) // len(speeds))
+        lengths = (store.lengths[utterances] / played).ceil().long().tolist()
         starts = [front_end.segment_starts(length) for length in lengths]
         # how many segments each of the utterances has, in their order
         self.counts = torch.tensor([len(of_one) for of_one in starts], dtype=torch.int64)
         self.utterances = utterances.repeat_interleave(self.counts)
-        self.starts = torch.tensor([start for of_one in starts for start in of_one], dtype=torch.int64)
+        self.speeds = played.repeat_interleave(self.counts).float()
+        first = torch.tensor([start for of_one in starts for start in of_one], dtype=torch.float64)
+        self.starts = (first * self.speeds).long()  # in the recording, which is played at that speed
         self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))[self.utterances]
 
     def __len__(self) -> int:
@@ -71,14 +77,30 @@ class SegmentDataset(Dataset):
         utterances, starts = self.utterances[index], self.starts[index]
         if self.random_crop:
             draw = np.random.default_rng([self.seed % 2**32, self.epoch, *indices])
-            free = (self.store.lengths[utterances] - self.front_end.segment_length).clamp(min=0)
+            length = (self.front_end.segment_length * self.speeds[index]).long()
+            free = (self.store.lengths[utterances] - length).clamp(min=0)
             starts = (torch.from_numpy(draw.random(len(indices))) * (free + 1)).long()
-        batch = {"utterance": utterances, "start": starts, "labels": self.labels[index]}
+        batch = {"index": index, "utterance": utterances, "start": starts, "labels": self.labels[index]}
+        batch["speed"] = self.speeds[index]
         if not isinstance(self.store, WaveStore):
-            begin = (starts - self.front_end.context).tolist()
+            begin = (starts - (self.front_end.context * self.speeds[index]).long()).tolist()
             repeat = self.front_end.fill == "repeat"
             batch["waves"] = self.store.read(utterances.tolist(), begin, self.samples, repeat=repeat)
         return batch
+
+
+def segments_of(task: Task, recipe: Recipe, seed: int) -> SegmentDataset:
+    """The segments that a recipe trains on."""
+    return SegmentDataset(
+        task.store,
+        task.labels,
+        task.utterances,
+        task.front_end,
+        random_crop=recipe.random_crop,
+        speed_perturbation=recipe.speed_perturbation,
+        speeds=task.speeds,
+        seed=seed,
+    )
 
 
 class ShuffledBatches(Sampler):
@@ -128,20 +150,25 @@ class Features:
         starts: torch.Tensor,
         augment: Augment | None = None,
         waves: torch.Tensor | None = None,
+        speeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """int64 (n,), int64 (n,) -> float32 (n, bins, frames)
 
         Args:
+            speeds: float32 (n,), at which the pieces are played; None is as they were recorded.
             waves: int16 (n, samples), from half a window before each start, where a worker has read them.
         """
         front_end, store = self.front_end, self.store
         to = {"device": self.device, "non_blocking": True}  # from pinned memory: nothing waits
         utterances, starts = utterances.to(**to), starts.to(**to)
-        rows, begin = utterances, starts - front_end.context
+        speed = None if speeds is None or bool((speeds == 1).all()) else speeds.to(**to)
+        context = front_end.context if speed is None else (front_end.context * speed).long()
+        rows, begin = utterances, starts - context
         if waves is not None:
             store = WaveStore.of_pieces(waves.to(**to))
             rows, begin = torch.arange(len(rows), device=rows.device), torch.zeros_like(starts)
-        speed = None if augment is None else augment.speed(len(starts))
+        drawn = None if augment is None else augment.speed(len(starts))
+        speed = drawn if speed is None else speed if drawn is None else speed * drawn
         repeat = front_end.fill == "repeat"
         waves = store.cut(rows, begin, front_end.segment_samples, speed, repeat=repeat).to(**to)
         if front_end.remove_dc:

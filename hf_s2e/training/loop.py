@@ -1,5 +1,6 @@
 """The training loop, shared by speaker and emotion training."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from ..model.adapter_files_s2e import tensors_sha256
 from ..model.modeling_s2e import S2EForAudioClassification
 from .augment import Augment
 from .checkpoints import Checkpoints, Meter, TrainingError, refuse_other_checkpoints
-from .data import Features, SegmentDataset, ShuffledBatches, Task, segment_loader
+from .data import Features, ShuffledBatches, Task, segment_loader, segments_of
 from .losses import loss_by_name
 from .recipe import Recipe, make_optimizer, make_scheduler
 from .runtime import keep_freed_memory
+from .teachers import TeacherTargets, distillation
 
 LOSS_CHECK_STEPS = 20  # reading the loss stalls an accelerator: not at every step
 
@@ -37,8 +39,12 @@ def train(
     description: str = "training",
     on_epoch=None,
     alone: bool = False,
+    teachers: Sequence[TeacherTargets] = (),
 ) -> list[dict]:
     """Train whatever requires a gradient; returns one row an epoch (loss, accuracy, segments per second).
+
+    With `teachers` the model is an [`S2EStudent`] that learns what they say too, with the recipe's `teacher_weight`;
+    speakers are then learnt from segments at their own speed only.
 
     Batch order and augmentation depend on `seed`, epoch and step alone: a run resumed from a checkpoint goes
     on exactly as if it had not stopped. With `alone`, this process trains a network of its own, whatever the
@@ -57,7 +63,7 @@ def train(
     if checkpointing_steps:
         refuse_other_checkpoints(checkpoint_dir, resume_from)
     loader, sampler = _batches(task, recipe, seed, accelerator.device)
-    settings = _settings(accelerator, model, task, recipe, seed)
+    settings = _settings(accelerator, model, task, recipe, seed) | {"teachers": [one.key for one in teachers]}
     frozen = settings["frozen filters"]
     if accelerator.device.type == "cpu":
         keep_freed_memory()
@@ -67,10 +73,11 @@ def train(
     scheduler = make_scheduler(optimizer, recipe, len(loader))
     if not alone:  # a process of many trainings writes no checkpoints
         accelerator.register_for_checkpointing(scheduler)
-    spectrograms = Features(task, recipe, accelerator.device)
+    features = Features(task, recipe, accelerator.device)
     total = recipe.num_train_epochs * len(loader)
     total = total if max_train_steps is None else min(total, max_train_steps)
-    run = _Run(accelerator, wrapped, optimizer, scheduler, spectrograms, recipe, seed, model.config.num_labels, alone)
+    classes = model.config.num_labels
+    run = _Run(accelerator, wrapped, optimizer, scheduler, features, recipe, seed, classes, alone, teachers)
     checkpoints = Checkpoints(accelerator, checkpoint_dir, checkpointing_steps, settings)
     done = {} if resume_from is None else checkpoints.load(resume_from)
     run.step = done.get("step", 0)
@@ -89,15 +96,7 @@ def train(
 
 def _batches(task: Task, recipe: Recipe, seed: int, device: torch.device) -> tuple[DataLoader, ShuffledBatches]:
     """The training segments in batches, and the sampler that shuffles them anew each epoch."""
-    data = SegmentDataset(
-        task.store,
-        task.labels,
-        task.utterances,
-        task.front_end,
-        random_crop=recipe.random_crop,
-        speed_perturbation=recipe.speed_perturbation,
-        seed=seed,
-    )
+    data = segments_of(task, recipe, seed)
     if not len(data):
         raise TrainingError("There is nothing to train on: no utterance is left.")
     sampler = ShuffledBatches(data.labels, recipe.per_device_train_batch_size, seed, balance=recipe.balance_classes)
@@ -132,6 +131,7 @@ class _Run:
     seed: int
     num_classes: int
     alone: bool
+    teachers: Sequence[TeacherTargets] = ()
     step: int = 0
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,21 +140,30 @@ class _Run:
         seed = (self.seed * 1_000_003 + self.step) * 1009 + share
         augment = Augment(self.recipe, seed, self.accelerator.device)
         labels = batch["labels"].to(self.accelerator.device, non_blocking=True)
-        inputs = self.features(batch["utterance"], batch["start"], augment, batch.get("waves"))
+        inputs = self.features(batch["utterance"], batch["start"], augment, batch.get("waves"), batch["speed"])
         # F.one_hot would wait for the device
         targets = torch.zeros(len(labels), self.num_classes, device=labels.device).scatter_(1, labels[:, None], 1.0)
         if self.recipe.mixup:
             inputs, targets = augment.mix(inputs, targets)
         with self.accelerator.accumulate(self.model):
             with self.accelerator.autocast():
-                logits = self.model(input_values=inputs).logits
-            loss = loss_by_name(self.recipe.loss)(logits, targets, self.recipe)
+                output = self.model(input_values=inputs)
+            loss, logits = self._loss(output, targets, batch), output.logits
             self.accelerator.backward(loss)
             self.optimizer.step()
             self.scheduler.step()
             self.optimizer.zero_grad()
         self.step += 1
         return loss.detach(), (logits.detach().argmax(dim=-1) == labels).sum()
+
+    def _loss(self, output, targets: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        loss = loss_by_name(self.recipe.loss)
+        if not self.teachers:
+            return loss(output.logits, targets, self.recipe)
+        said = [teacher.of(batch["index"]).to(self.accelerator.device) for teacher in self.teachers]
+        total = self.recipe.teacher_weight * distillation(output.taught, said)
+        own = (batch["speed"] == 1).to(self.accelerator.device)  # at another speed it is another voice
+        return total + loss(output.logits[own], targets[own], self.recipe) if own.any() else total
 
 
 def _loop(
@@ -243,6 +252,7 @@ def _settings(
         "frozen filters": _frozen_sha256(model),
         "utterances": tensors_sha256({"rows": rows, "lengths": lengths}),  # of whatever corpus lies there
         "labels": tensors_sha256({"labels": labels}),
+        "speeds": list(task.speeds),
         "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
         "mixed_precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,

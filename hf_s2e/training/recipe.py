@@ -60,6 +60,7 @@ class Recipe:
     bn_weight_decay: float | None = None
     fc_weight_decay: float | None = None
     loss: str = "cross_entropy"  # a row of losses.py
+    teacher_weight: float = 1.0  # of what teachers say, beside the loss
     label_smoothing: float = 0.0
     balance_classes: bool = False
     random_crop: bool = False
