@@ -36,7 +36,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from hf_s2e.audio import SAMPLING_RATE
-from hf_s2e.corpora.index import audio_paths, corpus_facts, shuffled
+from hf_s2e.corpora.index import audio_paths, read_index, shuffled
 from hf_s2e.evaluation.metrics import unweighted_accuracy
 from hf_s2e.evaluation.protocols import Protocol
 from hf_s2e.evaluation.reports import markdown_table, summarize
@@ -198,9 +198,9 @@ def cross_validate(
     name: str, features: np.ndarray | None, dataset, protocol: Protocol
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """Predictions on every fold's test part, and the C of each fold; no features: the majority class."""
-    facts = corpus_facts(dataset)
-    labels, names = np.array(facts.labels), facts.classes
-    speakers = facts.speakers or facts.utterances
+    index = read_index(dataset)
+    labels, names = np.array(index.labels), index.classes
+    speakers = index.speakers or index.utterances
     rows, chosen = [], {}
     for fold in tqdm(protocol.folds, desc=name, unit="fold"):
         train, _, test = protocol.indices(dataset, fold)

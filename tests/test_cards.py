@@ -325,6 +325,20 @@ def test_every_corpus_of_the_package_has_facts():
         assert facts["known"] and facts["license"] and facts["terms"] != "not stated", name
 
 
+def test_folds_of_a_corpus_are_named_by_its_module(repos):
+    trained_on(repos / "s2e-emodb", "ravdess")
+    protocol = {"name": "emobox6", "hash": "c0ffee42", "speaker_disjoint": True}
+    text = write_card(repos / "s2e-emodb", summary(corpus="ravdess", protocol=protocol)).read_text()
+    assert "RAVDESS, speech part, EmoBox's folds of speakers (protocol `emobox6`)" in text
+
+
+def test_a_repo_has_no_module_imported_by_naming_it(repos, tmp_path, monkeypatch):
+    (tmp_path / "sly.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    trained_on(repos / "s2e-emodb", "sly:Corpus")
+    assert "| sly:Corpus | not stated |" in write_card(repos / "s2e-emodb").read_text()
+
+
 def test_three_lines_of_use_work_for_every_kind(repos):
     for repo in (repos / "base", repos / "s2e-emodb"):
         code = re.search(r"```python\n(.*?)```", write_card(repo).read_text(), re.DOTALL)[1]

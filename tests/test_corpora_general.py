@@ -96,13 +96,28 @@ def test_folder_with_metadata(plant, load):
 
 
 @pytest.mark.parametrize("name, speakers", [("commonvoice", 470), ("dspspeech20", 33)])
-def test_folder_as_speaker_corpus(s2e_data, load, name, speakers):
-    corpus = load("folder", s2e_data / "speakers_extra" / name, label="speaker")
+def test_real_corpora_of_speakers(s2e_data, load, name, speakers):
+    corpus = load(name, s2e_data / "speakers_extra" / name)
     assert corpus.features["label"].num_classes == pytest.approx(speakers, rel=0.02)
     assert labels_of(corpus) == corpus["speaker"][:]
-    options = {"num_speakers": 5, "speaker_seed": 3}
-    few = load("folder", s2e_data / "speakers_extra" / name, label="speaker", **options)
+    same = load("folder", s2e_data / "speakers_extra" / name, label="speaker")
+    assert labels_of(same) == labels_of(corpus)
+    few = load(name, s2e_data / "speakers_extra" / name, num_speakers=5, speaker_seed=3)
     assert few.features["label"].num_classes == len(set(few["speaker"])) == 5
+
+
+@pytest.mark.parametrize("name", ["commonvoice", "dspspeech20"])
+def test_a_table_of_speakers(plant, load, name):
+    folder = plant("audio/a/1.ogg", "audio/a/2.ogg", "audio/b/1.ogg")
+    with pytest.raises(CorpusError, match=rf"no .*metadata.csv; {name} needs audio/.* columns file_name and speaker"):
+        load(name, folder)
+    lines = ["file_name,speaker,gender,language,duration_s", "audio/a/1.ogg,a,m,ab,1.5"]
+    lines += ["audio/a/2.ogg,a,m,ab,2.5", "audio/b/1.ogg,b,,zh,1.0"]
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    corpus = load(name, folder)
+    assert labels_of(corpus) == corpus["speaker"][:] == ["a", "a", "b"]
+    assert corpus["gender"][:] == ["male", "male", None] and corpus["language"][:] == ["ab", "ab", "zh"]
+    assert labels_of(load(name, folder, num_speakers=1, speaker_seed=1)) in (["a", "a"], ["b"])
 
 
 def test_folder_without_anything(plant, load, tmp_path):

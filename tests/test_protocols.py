@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_s2e.corpora import about
+from hf_s2e.corpora.base import About, PublishedFolds
 from hf_s2e.corpora.index import utterance_ids
-from hf_s2e.evaluation.protocols import EMOBOX_RAVDESS, Protocol, choice_protocol, make_protocol
+from hf_s2e.evaluation.protocols import Protocol, choice_protocol, default_protocol, make_protocol
 
 CLASSES = ["neutral", "angry", "sad"]
 
@@ -120,11 +122,44 @@ def test_session_needs_two_speakers_each():
 def test_emobox_folds_are_the_published_ones(ravdess):
     protocol = make_protocol("emobox6", ravdess)
     assert protocol.folds[0].test == ("Actor_01", "Actor_11", "Actor_20", "Actor_21")
-    assert sorted(actor for fold in EMOBOX_RAVDESS for actor in fold) == list(range(1, 25))
+    published = about("ravdess").folds["emobox6"].test_speakers
+    assert sorted(actor for fold in published for actor in fold) == ten(24)
     bare = make_protocol("emobox6", corpus(ten(24)))
-    assert [len(fold.test) for fold in bare.folds] == [4] * 6
-    with pytest.raises(ValueError, match="actors 1 to 24; found 10"):
+    assert tuple(fold.test for fold in bare.folds) == published
+    with pytest.raises(ValueError, match="24 speakers 01 to 24; found 10"):
         make_protocol("emobox6", corpus(ten()))
+    with pytest.raises(ValueError, match="found 25"):
+        make_protocol("emobox6", corpus([*ten(24), "Actor_01"]))
+
+
+class Own:
+    """A corpus of one's own, of which others have published folds."""
+
+    ABOUT = About(
+        title="Own",
+        language="en",
+        license="mit",
+        terms="MIT",
+        protocol="theirs",
+        folds={
+            "theirs": PublishedFolds("their folds", (("Ann", "Bob"), ("Cleo",))),
+            "emobox6": PublishedFolds("of the same name", (("Ann",), ("Bob",), ("Cleo",))),
+        },
+    )
+
+
+def test_published_folds_and_default_protocol_are_the_corpus_modules():
+    name, data = f"{__name__}:Own", corpus(["Ann", "Bob", "Cleo"])
+    assert (default_protocol(name), default_protocol("ravdess"), default_protocol("emodb")) == (
+        "theirs",
+        "emobox6",
+        "loso",
+    )
+    protocol = make_protocol("theirs", data, corpus=name)
+    assert [fold.test for fold in protocol.folds] == [("Ann", "Bob"), ("Cleo",)]
+    assert len(make_protocol("emobox6", data, corpus=name).folds) == 3  # its own, not RAVDESS'
+    with pytest.raises(ValueError, match="expected one of loso, kfold, session, split, emobox6 or, say, 5fold"):
+        make_protocol("theirs", data, corpus="emodb")
 
 
 def test_official_split():

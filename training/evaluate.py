@@ -23,7 +23,7 @@ from transformers import HfArgumentParser
 
 from hf_s2e import S2EConfig, S2EForAudioClassification
 from hf_s2e.corpora import list_corpora
-from hf_s2e.corpora.index import corpus_facts, text_column
+from hf_s2e.corpora.index import read_index, text_column
 from hf_s2e.evaluation.reports import summarize
 from hf_s2e.hub.repo import TRAINING
 from hf_s2e.model.adapter_files_s2e import ADAPTER_WEIGHTS, S2EAdapterError, fetch, find_base, read_adapter_config
@@ -126,7 +126,7 @@ def hash_of(dataset) -> str:
     """What was recognised; without the speakers, where not all of them are known."""
     if "" in (text_column(dataset, "speaker") or ()):
         dataset = dataset.remove_columns("speaker")
-    return corpus_facts(dataset).sha256()
+    return read_index(dataset).sha256()
 
 
 def recognise(accelerator, model, dataset, store, rows: list[int], batch_size: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import importlib
 
 from .files import CorpusError, CorpusWarning
 
-__all__ = ["CorpusError", "CorpusWarning", "list_corpora", "load_corpus", "unite"]
+__all__ = ["CorpusError", "CorpusWarning", "about", "list_corpora", "load_corpus", "unite"]
 
 _CORPORA = {  # name, which is also the module's -> the class in it
     "iemocap": "IEMOCAP",
@@ -21,6 +21,8 @@ _CORPORA = {  # name, which is also the module's -> the class in it
     "ravdess": "RAVDESS",
     "cremad": "CREMAD",
     "speechocean762": "SpeechOcean762",
+    "commonvoice": "CommonVoice",
+    "dspspeech20": "DSPSpeech20",
     "folder": "Folder",
     "manifest": "Manifest",
     "hub": "Hub",
@@ -55,6 +57,17 @@ def load_corpus(name, data_dir=None, *, cache_dir=None, strict=True, **options):
     """
     loader = _find(name) if isinstance(name, str) else name
     return loader.load(data_dir, cache_dir=cache_dir, strict=strict, **options)
+
+
+def about(name):
+    """What the module of a corpus says of it: a `hf_s2e.corpora.base.About`.
+
+    None for a name that `load_corpus` does not know, and for loaders of recordings of any origin.
+    """
+    try:
+        return getattr(_find(name), "ABOUT", None)
+    except CorpusError:
+        return None
 
 
 def unite(corpora):

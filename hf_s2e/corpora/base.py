@@ -1,7 +1,7 @@
 """What all corpora share: a builder that finds the root folder, checks every row and caches the index.
 
-A corpus module states its layout, its label table and its counts, and turns a file name into a row; see
-docs/corpora.md for how to write one.
+A corpus module states its facts, its layout, its label table and its counts, and turns a file name into a row;
+see docs/corpora.md for how to write one.
 """
 
 import itertools
@@ -12,7 +12,8 @@ import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,6 +27,41 @@ TEXT = datasets.Value("string")
 SPEAKER_OPTIONS = {"num_speakers": None, "speaker_seed": 0}  # of corpora whose label is the speaker
 
 
+@dataclass(frozen=True)
+class PublishedFolds:
+    """Folds of a corpus that others have published; a protocol by their name uses them.
+
+    description: what they are, for readers of a card.
+    test_speakers: of each fold, by the names that the loader gives them.
+    """
+
+    description: str
+    test_speakers: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What there is to know of a corpus beside its files: for cards, and for its cross-validation.
+
+    language: an identifier of the Hub, or "multilingual".
+    license: an identifier of the Hub, "other" where the corpus has an agreement of its own.
+    weights: the licence of what is trained on it, where the corpus does not leave that free.
+    terms: the licence in words.
+    protocol: what it is cross-validated by unless another one is asked for.
+    folds: published ones, by the name of their protocol.
+    """
+
+    title: str
+    language: str
+    license: str
+    terms: str
+    weights: str | None = None
+    url: str | None = None
+    citation: str | None = None
+    protocol: str = "loso"
+    folds: Mapping[str, PublishedFolds] = field(default_factory=dict)
+
+
 class Corpus(datasets.ArrowBasedBuilder):
     """One corpus on disk, as an index of paths, labels and speakers; no audio is read.
 
@@ -33,6 +69,7 @@ class Corpus(datasets.ArrowBasedBuilder):
     `is_root`, `files` and `rows`, those whose classes depend on the copy override `class_names`.
     """
 
+    ABOUT: About | None = None  # None where the loader is for recordings of any origin
     LAYOUT: str  # what the folder looks like, for messages
     PATTERN: re.Pattern | None = None  # path below the root without extension; its named groups go to `row`
     DEPTH: int | None = 2  # folder levels that are listed; None lists all

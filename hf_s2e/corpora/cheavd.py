@@ -6,6 +6,7 @@ with the columns ``path, label, split[, speaker]`` (other names through the opti
 ``split`` is the official train, validation or test. No counts are asserted.
 """
 
+from .base import About
 from .files import CorpusError
 from .manifest import Manifest
 
@@ -16,6 +17,14 @@ LABELS = {
 
 
 class CHEAVD(Manifest):
+    ABOUT = About(
+        title="CHEAVD 2.0 (MEC 2017)",
+        language="zh",
+        license="other",
+        weights="other",
+        terms="by agreement with the Chinese Academy of Sciences, for research",
+        citation='Li et al., "MEC 2017, Multimodal Emotion Recognition Challenge", ACII Asia 2018',
+    )
     LAYOUT = "a CSV or TSV file with the columns path, label, split and, where known, speaker"
 
     def label_map(self):

@@ -7,7 +7,7 @@ the emotions that were meant to be acted. 1076_MTI_SAD_XX is silent as published
 import re
 from functools import cached_property
 
-from .base import Corpus
+from .base import About, Corpus
 from .files import read_table, walk
 from .labels import GENDERS
 
@@ -20,6 +20,15 @@ INTENSITIES = {"LO": "low", "MD": "medium", "HI": "high"}
 
 
 class CREMAD(Corpus):
+    ABOUT = About(
+        title="CREMA-D",
+        language="en",
+        license="odbl",
+        terms="Open Database License 1.0, the contents under the Database Contents License",
+        url="https://github.com/CheyneyComputerScience/CREMA-D",
+        citation='Cao et al., "CREMA-D, Crowd-sourced Emotional Multimodal Actors Dataset", '
+        "IEEE Transactions on Affective Computing 5(4), 2014",
+    )
     LAYOUT = "AudioWAV/1001_DFA_ANG_XX.wav (actor, sentence, emotion, level) and VideoDemographics.csv"
     PATTERN = re.compile(
         r"(?:AudioWAV/)?(?P<actor>1\d\d\d)_(?P<sentence>[A-Z]{3})_"

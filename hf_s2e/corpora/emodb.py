@@ -5,7 +5,7 @@ Burkhardt et al., "A Database of German Emotional Speech", Interspeech 2005.
 
 import re
 
-from .base import Corpus
+from .base import About, Corpus
 
 EMOTIONS = {
     "N": "neutral", "W": "angry", "L": "bored", "E": "disgusted", "A": "fearful", "F": "happy", "T": "sad",
@@ -43,6 +43,14 @@ NAMES = {
 
 
 class EmoDB(Corpus):
+    ABOUT = About(
+        title="EmoDB",
+        language="de",
+        license="cc0-1.0",
+        terms="CC0-1.0 as released by audEERING (audb emodb 1.4.1); version 2.0 on Zenodo is CC BY 4.0",
+        url="https://audeering.github.io/datasets/datasets/emodb.html",
+        citation='Burkhardt et al., "A Database of German Emotional Speech", Interspeech 2005',
+    )
     LAYOUT = "wav/03a01Wa.wav (speaker 03, sentence a01, emotion W, version a)"
     PATTERN = re.compile(r"(?:wav/)?(?P<speaker>\d\d)(?P<text>[ab]\d\d)(?P<emotion>[NWLEAFT])[a-z]")
     CLASSES = tuple(EMOTIONS.values())

@@ -12,7 +12,7 @@ man speaks; the F says whose motion was captured.
 import os
 import re
 
-from .base import Corpus
+from .base import About, Corpus
 from .files import is_audio, walk, without_extension
 
 EMOTIONS = {
@@ -35,6 +35,16 @@ LABEL_LINE = re.compile(r"\[[\d.]+ - [\d.]+\]\t(?P<turn>(?P<session>Ses\d\d)\w+_
 
 
 class IEMOCAP(Corpus):
+    ABOUT = About(
+        title="IEMOCAP",
+        language="en",
+        license="other",
+        weights="other",
+        terms="by agreement with the University of Southern California, for research",
+        url="https://sail.usc.edu/iemocap/",
+        citation='Busso et al., "IEMOCAP, interactive emotional dyadic motion capture database", '
+        "Language Resources and Evaluation 42, 2008",
+    )
     LAYOUT = (
         "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt and "
         "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"

@@ -1,4 +1,4 @@
-"""What a corpus says of each utterance: a name that travels, label, speaker, session and split.
+"""The corpus index, what a corpus says of each utterance: a name that travels, label, speaker, session and split.
 
 A corpus is a `datasets.Dataset` as `hf_s2e.corpora.load_corpus` gives it: with the columns `audio` (not
 decoded) and `label` (a ClassLabel) and, where known, `speaker`, `session` and `split`.
@@ -11,8 +11,8 @@ from collections import Counter
 from typing import NamedTuple
 
 
-class CorpusFacts(NamedTuple):
-    """What a protocol needs of a corpus, row by row; columns that it lacks are None.
+class CorpusIndex(NamedTuple):
+    """The index of a corpus in memory, row by row, as protocols need it; columns that it lacks are None.
 
     labels are numbers into `classes`, the label names.
     """
@@ -35,7 +35,7 @@ class CorpusFacts(NamedTuple):
         return {"speaker": self.speakers, "split": self.splits, "utterance": self.utterances}[column]
 
 
-def corpus_facts(dataset) -> CorpusFacts:
+def read_index(dataset) -> CorpusIndex:
     """Read utterance ids, labels, speakers, sessions and splits, and check them. Raises ValueError."""
     utterances = utterance_ids(dataset)
     labels, classes = dataset["label"][:], tuple(dataset.features["label"].names)
@@ -47,7 +47,7 @@ def corpus_facts(dataset) -> CorpusFacts:
     nameless = [utterance for utterance, speaker in zip(utterances, speakers or ()) if not speaker]
     if nameless:
         raise ValueError(f"{len(nameless)} of {len(labels)} utterances have no speaker ({few(nameless)})")
-    return CorpusFacts(utterances, labels, classes, speakers, sessions, splits)
+    return CorpusIndex(utterances, labels, classes, speakers, sessions, splits)
 
 
 def utterance_ids(dataset):

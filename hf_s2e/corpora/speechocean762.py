@@ -10,12 +10,21 @@ import os
 import re
 from functools import cached_property
 
-from .base import SPEAKER_OPTIONS, Corpus
+from .base import SPEAKER_OPTIONS, About, Corpus
 from .files import is_audio, read_table, walk, without_extension
 from .labels import GENDERS
 
 
 class SpeechOcean762(Corpus):
+    ABOUT = About(
+        title="speechocean762",
+        language="en",
+        license="other",
+        terms="free for commercial and non-commercial use (its README)",
+        url="https://www.openslr.org/101/",
+        citation='Zhang et al., "speechocean762, An Open-Source Non-native English Speech Corpus For Pronunciation '
+        'Assessment", Interspeech 2021',
+    )
     LAYOUT = "WAVE/SPEAKER0001/000010011.WAV or audio/0001/000010011.ogg (speaker 0001, utterance 000010011)"
     PATTERN = re.compile(
         r"(?:(?:WAVE|audio)/)?(?:(?:SPEAKER)?\d{4}/)?(?P<utterance>0(?P<speaker>\d{4})\d{4})", re.IGNORECASE

@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 
 from ..model.atomic_write_s2e import beside
-from .base import Corpus
+from .base import About, Corpus
 
 RATE = 16_000  # samples per second
 HOP = 128  # samples between filter frames, 8 ms
@@ -36,6 +36,12 @@ TOY_OPTIONS = {"num_speakers": 6, "utterances_per_label": 6, "seed": 0}
 
 
 class Toy(Corpus):
+    ABOUT = About(
+        title="generated toy voices",
+        language="not stated",
+        license="apache-2.0",
+        terms="made by this package; a toy for trying things out, whose scores mean nothing for speech",
+    )
     LAYOUT = "spk00/spk00_neutral_00.wav"
     PATTERN = re.compile(r"spk\d+/(?P<speaker>spk\d+)_(?P<label>[a-z]+)_\d+")
     CLASSES = tuple(VOICES)

@@ -13,6 +13,8 @@ from .base import SPEAKER_OPTIONS, Corpus
 from .files import is_audio, read_table, walk, without_extension
 
 SPEAKER = re.compile(r"id\d{5}")
+TERMS = "CC BY 4.0 for the metadata; the videos belong to their owners"
+URL = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/"
 
 
 class VoxCeleb(Corpus):

@@ -4,10 +4,19 @@
 Chung et al., "VoxCeleb2: Deep Speaker Recognition", Interspeech 2018. The paper draws 50 of its speakers.
 """
 
-from .voxceleb import VoxCeleb
+from .base import About
+from .voxceleb import TERMS, URL, VoxCeleb
 
 
 class VoxCeleb2(VoxCeleb):
+    ABOUT = About(
+        title="VoxCeleb2",
+        language="multilingual",
+        license="cc-by-4.0",
+        terms=TERMS,
+        url=URL,
+        citation='Chung et al., "VoxCeleb2, Deep Speaker Recognition", Interspeech 2018',
+    )
     LAYOUT = "dev/aac/id00012/21Uxsk56VDQ/00001.m4a or .wav (speaker, video, utterance)"
     META = "vox2_meta.csv"
     SPEAKERS = ((5994, 1_092_009),)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..corpora.index import CorpusFacts, audio_paths, below_common_folder, few, text_column
+from ..corpora.index import CorpusIndex, audio_paths, below_common_folder, few, text_column
 from .protocols import Protocol, make_protocol
 from .trivial_baselines import chance_ua, random_folds, speaker_folds, ua_by_duration, ua_by_speaker
 
@@ -43,19 +43,19 @@ def audit(dataset, *, protocol=None) -> dict:
     names = _file_names(dataset)
     if not names:
         raise ValueError("the corpus has no utterances")
-    facts = _corpus(dataset, names)
+    index = _lenient_index(dataset, names)
     files = inspect_files(dataset)
     folds = [(f.name, *protocol.indices(dataset, f)) for f in protocol.folds] if protocol else []
-    labelled = set(facts.labels) - {-1}
-    labels_are_speakers = facts.speakers == [facts.classes[label] for label in facts.labels]
-    report = {"findings": [], "counts": _counts(facts, files)}
-    report["findings"] += _file_findings(names, files) + _duplicates(facts, files)
+    labelled = set(index.labels) - {-1}
+    labels_are_speakers = index.speakers == [index.classes[label] for label in index.labels]
+    report = {"findings": [], "counts": _counts(index, files)}
+    report["findings"] += _file_findings(names, files) + _duplicates(index, files)
     report["findings"] += _durations(names, files) + _rates(names, files)
-    report["findings"] += _overlap(facts, folds or _own_split(facts))
+    report["findings"] += _overlap(index, folds or _own_split(index))
     if len(labelled) > 1 and not labels_are_speakers:  # VoxCeleb: nothing to say about labels
-        report["findings"] += _labels(facts)
-        report["findings"] += _speaker_alone(facts, folds, report["counts"])
-        report["findings"] += _duration_alone(facts, files, folds, report["counts"])
+        report["findings"] += _labels(index)
+        report["findings"] += _speaker_alone(index, folds, report["counts"])
+        report["findings"] += _duration_alone(index, files, folds, report["counts"])
     return report
 
 
@@ -122,12 +122,12 @@ def _file_names(dataset):
     return [f"row {row}" if path is None else next(named) for row, path in enumerate(paths)]
 
 
-def _corpus(dataset, names):
-    """Like `corpus_facts`, but it takes what is wrong (unlabelled: -1, no speaker: "") instead of raising."""
+def _lenient_index(dataset, names):
+    """Like `read_index`, but it takes what is wrong (unlabelled: -1, no speaker: "") instead of raising."""
     classes = tuple(dataset.features["label"].names)
     labels = [label if label in range(len(classes)) else -1 for label in dataset["label"][:]]
     speakers, sessions, splits = (text_column(dataset, name) for name in ("speaker", "session", "split"))
-    return CorpusFacts(names, labels, classes, speakers, sessions, splits)
+    return CorpusIndex(names, labels, classes, speakers, sessions, splits)
 
 
 def _finding(kind, severity, message, files):
@@ -156,7 +156,7 @@ def _file_findings(names, files):
     return findings
 
 
-def _duplicates(facts, files):
+def _duplicates(index, files):
     """Files with equal samples (16-bit, 16 kHz, mono); silent ones are equal for another reason."""
     groups = {}
     for row, file in enumerate(files):
@@ -164,11 +164,11 @@ def _duplicates(facts, files):
             groups.setdefault(file.digest, []).append(row)
     findings = []
     for rows in groups.values():
-        names = sorted({facts.utterances[row] for row in rows})
+        names = sorted({index.utterances[row] for row in rows})
         if len(names) < 2:
             continue
-        labels = {facts.labels[row] for row in rows}
-        speakers = {facts.speakers[row] for row in rows} if facts.speakers else set()
+        labels = {index.labels[row] for row in rows}
+        speakers = {index.speakers[row] for row in rows} if index.speakers else set()
         message = f"{len(names)} files have equal samples"
         if len(labels) > 1:
             message += " and different labels"
@@ -204,18 +204,18 @@ def _rates(names, files):
     return findings
 
 
-def _labels(facts):
+def _labels(index):
     findings = []
-    names = facts.utterances
-    if unlabelled := [name for name, label in zip(names, facts.labels) if label < 0]:
+    names = index.utterances
+    if unlabelled := [name for name, label in zip(names, index.labels) if label < 0]:
         findings.append(_finding("unlabelled", "error", f"{len(unlabelled)} files have no label", unlabelled))
-    speakers = facts.speakers or [""] * len(names)
+    speakers = index.speakers or [""] * len(names)
     if nameless := [name for name, speaker in zip(names, speakers) if not speaker]:
         message = f"{len(nameless)} files have no speaker: nothing can be said of leakage between speakers"
         findings.append(_finding("no_speaker", "warning", message, nameless))
-    for number, name in enumerate(facts.classes):
-        rows = [row for row, label in enumerate(facts.labels) if label == number]
-        who = {facts.speakers[row] for row in rows} - {""} if facts.speakers else set()
+    for number, name in enumerate(index.classes):
+        rows = [row for row, label in enumerate(index.labels) if label == number]
+        who = {index.speakers[row] for row in rows} - {""} if index.speakers else set()
         if not rows:
             findings.append(_finding("empty_class", "warning", f"{name!r} has no utterance", []))
         elif len(who) == 1:
@@ -225,73 +225,73 @@ def _labels(facts):
     return findings
 
 
-def _overlap(facts, folds):
+def _overlap(index, folds):
     """Speakers of a test part that the fold's other parts hold too."""
     findings = []
-    for name, train, validation, test in folds if facts.speakers else ():
-        known = {facts.speakers[row] for row in (*train, *validation)} - {""}
-        if shared := known & {facts.speakers[row] for row in test}:
+    for name, train, validation, test in folds if index.speakers else ():
+        known = {index.speakers[row] for row in (*train, *validation)} - {""}
+        if shared := known & {index.speakers[row] for row in test}:
             who = few(sorted(shared))
             message = f"fold {name!r}: {len(shared)} speakers are in training or validation, and in test ({who})"
-            tested = [facts.utterances[row] for row in test if facts.speakers[row] in shared]
+            tested = [index.utterances[row] for row in test if index.speakers[row] in shared]
             findings.append(_finding("speaker_overlap", "error", message, tested))
     return findings
 
 
-def _speaker_alone(facts, folds, counts):
-    if facts.speakers is None:
+def _speaker_alone(index, folds, counts):
+    if index.speakers is None:
         return []
-    ua = counts["ua_by_speaker"] = ua_by_speaker(facts, random_folds(facts))
+    ua = counts["ua_by_speaker"] = ua_by_speaker(index, random_folds(index))
     if folds:
-        counts["ua_by_speaker_in_protocol"] = ua_by_speaker(facts, folds)
+        counts["ua_by_speaker_in_protocol"] = ua_by_speaker(index, folds)
     one = [s for s, labels in counts["speakers"].items() if len(labels) == 1 and sum(labels.values()) > 1]
     about = f"; {len(one)} of {len(counts['speakers'])} speakers have one label only" if one else ""
     message = f"who speaks reaches {ua} % UA (utterances split at random){about}"
-    return _shortcut("speaker_predicts_label", message, ua, facts)
+    return _shortcut("speaker_predicts_label", message, ua, index)
 
 
-def _duration_alone(facts, files, folds, counts):
+def _duration_alone(index, files, folds, counts):
     seconds = [np.nan if file.error else file.seconds for file in files]
-    folds = folds or speaker_folds(facts) or random_folds(facts)
-    ua = counts["ua_by_duration"] = ua_by_duration(facts, seconds, folds)
-    return _shortcut("duration_predicts_label", f"the duration reaches {ua} % UA", ua, facts)
+    folds = folds or speaker_folds(index) or random_folds(index)
+    ua = counts["ua_by_duration"] = ua_by_duration(index, seconds, folds)
+    return _shortcut("duration_predicts_label", f"the duration reaches {ua} % UA", ua, index)
 
 
-def _shortcut(kind, message, ua, facts):
+def _shortcut(kind, message, ua, index):
     """A finding where something that is not emotion reaches clearly more than chance."""
-    chance, noise = chance_ua(facts)
+    chance, noise = chance_ua(index)
     if ua is None or ua < chance + max(SURPRISING_UA, 3 * noise):
         return []
     severity = "error" if ua >= (100 + chance) / 2 else "warning"
     return [_finding(kind, severity, f"{message}; chance is {chance} %", [])]
 
 
-def _own_split(facts):
+def _own_split(index):
     """The corpus' own division as a fold for each part that is not for training."""
     rows = {name: [] for name in ("train", "validation", "test")}
-    for row, split in enumerate(facts.splits or ()):
+    for row, split in enumerate(index.splits or ()):
         rows.setdefault(split, []).append(row)
     parts = ("validation", [], rows["validation"]), ("test", rows["validation"], rows["test"])
     return [(part, rows["train"], validation, tested) for part, validation, tested in parts if tested]
 
 
-def _counts(facts, files):
+def _counts(index, files):
     """Plain numbers for the report; seconds of the files that could be decoded, accuracies in percent."""
     decoded = [row for row, file in enumerate(files) if not file.error]
     seconds = np.array([files[row].seconds for row in decoded])
-    label_names = [facts.classes[label] if label >= 0 else "" for label in facts.labels]
+    label_names = [index.classes[label] if label >= 0 else "" for label in index.labels]
     speakers = {}
-    for speaker, label in zip(facts.speakers or (), label_names):
+    for speaker, label in zip(index.speakers or (), label_names):
         speakers.setdefault(speaker, Counter())[label] += 1
     used = Counter(label_names)
     counts = {
         "files": len(files),
         "unreadable": len(files) - len(decoded),
         "hours": round(float(seconds.sum()) / 3600, 3),
-        "classes": {name: used[name] for name in facts.classes},
+        "classes": {name: used[name] for name in index.classes},
         "speakers": {speaker: dict(labels) for speaker, labels in sorted(speakers.items())},
         "sampling_rates": {str(k or "unknown"): n for k, n in Counter(files[row].rate for row in decoded).items()},
-        "chance_ua": chance_ua(facts)[0],
+        "chance_ua": chance_ua(index)[0],
     }
     if decoded:
         counts["duration_s"] = _duration_counts(seconds, np.array(label_names)[decoded], used)

@@ -11,17 +11,14 @@ import re
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ..corpora.index import canonical, corpus_facts, corpus_name, few, shuffled
+from ..corpora import about, list_corpora
+from ..corpora.index import canonical, corpus_name, few, read_index, shuffled
 from ..model.atomic_write_s2e import atomic_write
-
-# EmoBox's published folds of RAVDESS: the test actors of each
-EMOBOX_RAVDESS = (
-    (1, 11, 20, 21), (4, 10, 12, 14), (8, 9, 19, 23), (3, 5, 7, 24), (2, 15, 16, 18), (6, 13, 17, 22),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,17 +58,17 @@ class Protocol:
 
         Raises ValueError where the dataset is not the one that the protocol was made for.
         """
-        facts = corpus_facts(dataset)
-        if facts.sha256() != self.corpus_sha256:
+        index = read_index(dataset)
+        if index.sha256() != self.corpus_sha256:
             raise ValueError(
                 f"protocol {self.name!r} was made for {self.utterances} utterances of {self.corpus!r} with "
-                f"labels {', '.join(self.classes)}; this dataset has {len(facts.utterances)} with labels "
-                f"{', '.join(facts.classes)}, and names, labels or speakers differ. Make the protocol anew, "
+                f"labels {', '.join(self.classes)}; this dataset has {len(index.utterances)} with labels "
+                f"{', '.join(index.classes)}, and names, labels or speakers differ. Make the protocol anew, "
                 "or load the corpus with the options used then"
             )
         if isinstance(fold, str):
             fold = self._fold(fold)
-        values = facts.values(self.column)
+        values = index.values(self.column)
         parts = (set(fold.train), set(fold.validation), set(fold.test))
         return tuple(np.flatnonzero([value in part for value in values]) for part in parts)
 
@@ -129,6 +126,12 @@ class Protocol:
         raise ValueError(f"no fold {name!r} in {self.name!r}: it has {', '.join(f.name for f in self.folds)}")
 
 
+def default_protocol(corpus: str) -> str:
+    """The name of the protocol by which a corpus is cross-validated unless another one is asked for."""
+    known = about(corpus)
+    return known.protocol if known else "loso"
+
+
 def make_protocol(name, dataset, *, corpus=None, seed=0, folds=5, speaker_disjoint=True) -> Protocol:
     """Folds of a corpus by a protocol's name.
 
@@ -140,29 +143,29 @@ def make_protocol(name, dataset, *, corpus=None, seed=0, folds=5, speaker_disjoi
         the left-out session one validates and the other tests, then swapped: two folds that share a training.
         `split`: the corpus' own parts: trains on `train`, tests on `test`, or on `validation` where the
         corpus has no test part (CHEAVD, as in the paper).
-        `emobox6`: EmoBox's six folds of RAVDESS.
+        `emobox6`: EmoBox's six folds of RAVDESS; likewise the folds that any other corpus' module publishes.
     corpus: the corpus' name for the record; by default what the dataset's builder is called.
     speaker_disjoint: False accepts a corpus without speaker ids and official splits that share speakers.
 
     Raises ValueError where speakers, sessions or splits are missing, are too few, or are shared between
     parts, and where a fold would leave a class out of training.
     """
-    facts = corpus_facts(dataset)
+    index = read_index(dataset)
     match = re.fullmatch(r"(\d+)fold", name)
     kind, count = ("kfold", int(match[1])) if match else (name, folds)
-    if kind not in _BUILDERS:
-        raise ValueError(f"protocol {name!r}: expected one of {', '.join(_BUILDERS)} or, say, 5fold")
-    if facts.speakers is None and speaker_disjoint:
+    corpus = corpus or corpus_name(dataset)
+    divide = _builder(kind, corpus)
+    if index.speakers is None and speaker_disjoint:
         raise ValueError(
             f"protocol {name!r} keeps speakers apart, but the corpus has no speaker ids. Give it a 'speaker' "
             "column, or accept shared speakers with speaker_disjoint=False, which every report will say"
         )
-    column, divisions = _BUILDERS[kind](facts, seed=seed, count=count, speaker_disjoint=speaker_disjoint)
+    column, divisions = divide(index, seed=seed, count=count, speaker_disjoint=speaker_disjoint)
     for fold in divisions:
-        _check_classes(facts, column, fold)
-    _check_tested(facts, column, divisions)
-    shared = {fold.name: shared_speakers(facts, column, fold) for fold in divisions}
-    disjoint = facts.speakers is not None and not any(shared.values())
+        _check_classes(index, column, fold)
+    _check_tested(index, column, divisions)
+    shared = {fold.name: shared_speakers(index, column, fold) for fold in divisions}
+    disjoint = index.speakers is not None and not any(shared.values())
     if speaker_disjoint and not disjoint:
         fold_name, speakers = next((n, s) for n, s in shared.items() if s)
         raise ValueError(
@@ -172,14 +175,14 @@ def make_protocol(name, dataset, *, corpus=None, seed=0, folds=5, speaker_disjoi
         )
     return Protocol(
         name=f"{count}fold" if kind == "kfold" else kind,
-        corpus=corpus or corpus_name(dataset),
+        corpus=corpus,
         column=column,
         folds=tuple(divisions),
         speaker_disjoint=disjoint,
         seed=seed,
-        classes=facts.classes,
-        utterances=len(facts.utterances),
-        corpus_sha256=facts.sha256(),
+        classes=index.classes,
+        utterances=len(index.utterances),
+        corpus_sha256=index.sha256(),
     )
 
 
@@ -193,7 +196,7 @@ def choice_protocol(protocol, dataset) -> Protocol:
     Raises ValueError where there is one fold only, which has nothing to validate on, and where a class would
     be left out of training.
     """
-    facts, folds = corpus_facts(dataset), protocol.folds
+    index, folds = read_index(dataset), protocol.folds
     if not all(fold.validation for fold in folds):
         if len(folds) < 3:
             raise ValueError(
@@ -204,7 +207,7 @@ def choice_protocol(protocol, dataset) -> Protocol:
         folds = [_validated_by(fold, partner) for fold, partner in zip(folds, partners)]
     folds = tuple(replace(fold, test=()) for fold in folds)
     for fold in folds:
-        _check_classes(facts, protocol.column, fold)
+        _check_classes(index, protocol.column, fold)
     return replace(protocol, name=f"{protocol.name}-choice", folds=folds)
 
 
@@ -214,49 +217,61 @@ def _validated_by(fold, partner):
     return replace(fold, train=train, validation=partner.test)
 
 
-def shared_speakers(facts, column, fold):
+def shared_speakers(index, column, fold):
     """Speakers of a fold's test part that its training or validation part holds too, sorted."""
-    if facts.speakers is None:
+    if index.speakers is None:
         return []
     test, rest = set(fold.test), {*fold.train, *fold.validation}
-    values = facts.values(column)
-    tested = {speaker for speaker, value in zip(facts.speakers, values) if value in test}
-    return sorted(tested & {speaker for speaker, value in zip(facts.speakers, values) if value in rest})
+    values = index.values(column)
+    tested = {speaker for speaker, value in zip(index.speakers, values) if value in test}
+    return sorted(tested & {speaker for speaker, value in zip(index.speakers, values) if value in rest})
 
 
-def _loso(facts, **_):
-    speakers = _speakers(facts, "loso")
+def _builder(kind, corpus):
+    """What divides a corpus by a protocol of this name: index and options -> column and folds."""
+    if kind in _BUILDERS:
+        return _BUILDERS[kind]
+    known = [about(name) for name in (*list_corpora(), corpus)]  # the corpus' own folds go before others of that name
+    published = {name: folds for one in known if one for name, folds in one.folds.items()}
+    if kind not in published:
+        expected = ", ".join((*_BUILDERS, *published))
+        raise ValueError(f"protocol {kind!r}: expected one of {expected} or, say, 5fold")
+    return partial(_published, name=kind, test_speakers=published[kind].test_speakers)
+
+
+def _loso(index, **_):
+    speakers = _speakers(index, "loso")
     return "speaker", [_leave_out(speakers, [speaker], speaker) for speaker in speakers]
 
 
-def _kfold(facts, *, seed, count, speaker_disjoint):
+def _kfold(index, *, seed, count, speaker_disjoint):
     if count < 2:
         raise ValueError(f"{count} folds: expected at least 2")
     if not speaker_disjoint:
-        return "utterance", _utterance_folds(facts, seed, count)
-    speakers = _speakers(facts, "kfold")
+        return "utterance", _utterance_folds(index, seed, count)
+    speakers = _speakers(index, "kfold")
     if len(speakers) < count:
         raise ValueError(f"{len(speakers)} speakers cannot make {count} folds: use loso, or fewer folds")
-    sizes, groups = Counter(facts.speakers), [[] for _ in range(count)]
+    sizes, groups = Counter(index.speakers), [[] for _ in range(count)]
     # equal numbers of speakers; among the groups that have fewest, the one with the fewest utterances
     for speaker in shuffled(speakers, seed, "kfold"):
         min(groups, key=lambda group: (len(group), sum(sizes[s] for s in group))).append(speaker)
     return "speaker", [_leave_out(speakers, group, f"fold{i}") for i, group in enumerate(groups, 1)]
 
 
-def _utterance_folds(facts, seed, count):
-    order = shuffled(facts.utterances, seed, "utterances")
-    label_of = dict(zip(facts.utterances, facts.labels))
+def _utterance_folds(index, seed, count):
+    order = shuffled(index.utterances, seed, "utterances")
+    label_of = dict(zip(index.utterances, index.labels))
     order.sort(key=label_of.get)  # stable: dealt class by class, so every fold has its share of each
-    return [_leave_out(facts.utterances, order[i::count], f"fold{i + 1}") for i in range(count)]
+    return [_leave_out(index.utterances, order[i::count], f"fold{i + 1}") for i in range(count)]
 
 
-def _session(facts, **_):
-    speakers = _speakers(facts, "session")
-    if facts.sessions is None:
+def _session(index, **_):
+    speakers = _speakers(index, "session")
+    if index.sessions is None:
         raise ValueError("protocol 'session' needs a column 'session', and there is none: use loso or 5fold")
     members = {}
-    for session, speaker in zip(facts.sessions, facts.speakers):
+    for session, speaker in zip(index.sessions, index.speakers):
         members.setdefault(session, set()).add(speaker)
     wrong = {session: sorted(found) for session, found in members.items() if len(found) != 2}
     if wrong or sum(map(len, members.values())) != len(speakers):
@@ -270,8 +285,8 @@ def _session(facts, **_):
     return "speaker", divisions
 
 
-def _split(facts, **_):
-    found = set(facts.splits or ())
+def _split(index, **_):
+    found = set(index.splits or ())
     if "train" not in found or not found & {"validation", "test"}:
         raise ValueError(
             "protocol 'split' needs a column 'split' with 'train' and 'validation' or 'test'; "
@@ -283,17 +298,25 @@ def _split(facts, **_):
     return "split", [Fold("validation", ("train",), (), ("validation",))]
 
 
-def _emobox6(facts, **_):
-    speakers = _speakers(facts, "emobox6")
-    actors = {int("0" + re.sub(r"\D", "", speaker)): speaker for speaker in speakers}
-    if sorted(actors) != list(range(1, 25)) or len(speakers) != 24:
-        found = f"{len(speakers)} speakers ({few(speakers)})"
-        raise ValueError(f"protocol 'emobox6' is for RAVDESS' actors 1 to 24; found {found}")
-    groups = [[actors[actor] for actor in fold] for fold in EMOBOX_RAVDESS]
+def _published(index, *, name, test_speakers, **_):
+    speakers = _speakers(index, name)
+    expected = sorted(speaker for fold in test_speakers for speaker in fold)
+    key = str if speakers == expected else _number  # RAVDESS' 01 may be called 1, or Actor_01
+    named = {key(speaker): speaker for speaker in speakers}
+    if set(named) != set(map(key, expected)) or len(named) != len(speakers):
+        raise ValueError(
+            f"protocol {name!r} is for the {len(expected)} speakers {expected[0]} to {expected[-1]}; found "
+            f"{len(speakers)} ({few(speakers)})"
+        )
+    groups = [[named[key(speaker)] for speaker in fold] for fold in test_speakers]
     return "speaker", [_leave_out(speakers, group, f"fold{i}") for i, group in enumerate(groups, 1)]
 
 
-_BUILDERS = {"loso": _loso, "kfold": _kfold, "session": _session, "split": _split, "emobox6": _emobox6}
+def _number(speaker):
+    return re.sub(r"\D", "", speaker).lstrip("0")
+
+
+_BUILDERS = {"loso": _loso, "kfold": _kfold, "session": _session, "split": _split}
 
 
 def _leave_out(everything, test, name):
@@ -301,21 +324,21 @@ def _leave_out(everything, test, name):
     return Fold(name, tuple(v for v in everything if v not in left_out), (), tuple(sorted(test)))
 
 
-def _untrained(facts, column, fold):
+def _untrained(index, column, fold):
     """Names of the classes that no training utterance has."""
     train = set(fold.train)
-    seen = {label for label, value in zip(facts.labels, facts.values(column)) if value in train}
-    return [name for number, name in enumerate(facts.classes) if number not in seen]
+    seen = {label for label, value in zip(index.labels, index.values(column)) if value in train}
+    return [name for number, name in enumerate(index.classes) if number not in seen]
 
 
-def _check_classes(facts, column, fold):
-    missing = _untrained(facts, column, fold)
+def _check_classes(index, column, fold):
+    missing = _untrained(index, column, fold)
     if not missing:
         return
     reasons = []
     for name in missing:
-        who = {s for s, label in zip(facts.speakers or (), facts.labels) if facts.classes[label] == name}
-        if facts.classes.index(name) not in facts.labels:
+        who = {s for s, label in zip(index.speakers or (), index.labels) if index.classes[label] == name}
+        if index.classes.index(name) not in index.labels:
             reasons.append(f"{name!r} has no utterance at all")
         elif len(who) == 1:
             reasons.append(f"{name!r} has the one speaker {who.pop()!r}")
@@ -327,19 +350,19 @@ def _check_classes(facts, column, fold):
     )
 
 
-def _check_tested(facts, column, divisions):
+def _check_tested(index, column, divisions):
     tested = {value for fold in divisions for value in fold.test}
-    seen = {label for label, value in zip(facts.labels, facts.values(column)) if value in tested}
-    never = [name for number, name in enumerate(facts.classes) if number not in seen]
+    seen = {label for label, value in zip(index.labels, index.values(column)) if value in tested}
+    never = [name for number, name in enumerate(index.classes) if number not in seen]
     if never:
         message = f"never tested: {', '.join(never)}; UA is the mean over the other classes"
         warnings.warn(message, stacklevel=3)
 
 
-def _speakers(facts, name):
-    if facts.speakers is None:
+def _speakers(index, name):
+    if index.speakers is None:
         raise ValueError(f"protocol {name!r} is by speaker, and there are no speaker ids: use 5fold or split")
-    speakers = sorted(set(facts.speakers))
+    speakers = sorted(set(index.speakers))
     if len(speakers) < 2:
         raise ValueError(f"protocol {name!r} needs at least 2 speakers; found {few(speakers)}")
     return speakers

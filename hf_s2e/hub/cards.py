@@ -10,7 +10,7 @@ A card is made from what lies in the repo's folder and from one results file, an
 - the `summary.json` that `training/cross_validate.py` writes (percent, standard deviations over runs), and
   the output of `s2e audit --json` in audit.json beside it.
 
-Texts and the table of corpora are in templates/ beside this file.
+Texts are in templates/ beside this file; what there is to know of a corpus is in its module in hf_s2e.corpora.
 """
 
 import json
@@ -20,20 +20,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..corpora import about, list_corpora
 from ..evaluation.reports import about_bootstrap, about_choice, origin, started_from, without_hearing
 from ..model.atomic_write_s2e import atomic_write
 from ..model.configuration_s2e import BASE_DOMAIN
 from .repo import CARD, TRAINING, Repo, as_repo, first_of
 
 WEIGHTS_LICENSE = "apache-2.0"  # the package's own, where the training data leave that free
-_PROTOCOLS = {  # for readers of a card; `5fold` and its like are folds of speakers
+_PROTOCOLS = {  # for readers of a card; `5fold` and its like are folds of speakers, published ones say what they are
     "loso": "leave one speaker out",
     "session": "leave one session out, one of its speakers tested at a time",
     "split": "the corpus' own split",
-    "emobox6": "EmoBox's folds of speakers",
 }
 NETWORKS = {"resnet20": "ResNet20", "campplus": "CAM++"}
 TEMPLATES = Path(__file__).parent / "templates"
@@ -86,12 +85,14 @@ def _read_results(path: Path) -> dict[str, Any]:
 def about_corpus(used: Mapping[str, Any]) -> dict[str, Any]:
     """Title, language, licence, terms, url and citation of a corpus; what `used` itself says goes first.
 
-    `known` says whether its name is in corpora.yaml, `used` becomes the amount of it in words.
+    `known` says whether it is one that the package knows, `used` becomes the amount of it in words.
     """
-    table, name = yaml.safe_load(_template("corpora.yaml")), used["name"]
-    facts = {"title": name, "language": "not stated", "terms": "not stated"} | table.get(name, {})
+    name = used["name"]
+    known = about(name) if name in list_corpora() else None  # that a repo names a module is no reason to import it
+    facts = {"title": name, "language": "not stated", "terms": "not stated"}
+    facts |= {key: value for key, value in vars(known).items() if value is not None} if known else {}
     amount = [text.format(used[key]) for key, text in _USED.items() if used.get(key) is not None]
-    return {**facts, **used, "known": name in table, "used": ", ".join(amount) or "not recorded"}
+    return {**facts, **used, "known": known is not None, "used": ", ".join(amount) or "not recorded"}
 
 
 def _template(name: str) -> str:
@@ -195,12 +196,14 @@ def _evaluation(
         raise ValueError(f"the results are of {corpus!r}, but this repo was trained on {', '.join(trained_on)}.")
     score, pairs = results["methods"][method], results.get("paired", [])
     copied = ("corpus", "protocol", "recipe", "utterances", "speakers", "classes")
+    facts, protocol = about_corpus({"name": corpus}), results["protocol"]["name"]
+    published = facts.get("folds", {}).get(protocol)
     return {
         **{key: results.get(key) for key in copied},
         "choice": about_choice(results) if results.get("choice") else None,
         "started": started_from(results) if results.get("base") else None,
-        "title": about_corpus({"name": corpus})["title"],
-        "protocol_in_words": _PROTOCOLS.get(results["protocol"]["name"], "cross-validation"),
+        "title": facts["title"],
+        "protocol_in_words": published.description if published else _PROTOCOLS.get(protocol, "cross-validation"),
         "method": method,
         "score": score,
         "runs": score.get("runs", 1),
