@@ -18,7 +18,7 @@ from hf_s2e.model import adapter_files_s2e as files
 from hf_s2e.training import inputs, runtime, wave_store
 from hf_s2e.training.arguments import CorpusArguments, RepoArguments, parse_arguments
 from hf_s2e.training.checkpoints import TrainingError, finished_checkpoints
-from hf_s2e.training.inputs import decode, read_corpus, read_index, rows_by_speaker
+from hf_s2e.training.inputs import decode, load_corpora, read_corpus, rows_by_speaker
 from hf_s2e.training.loop import train
 from hf_s2e.training.output import write_model
 from hf_s2e.training.recipe import Recipe
@@ -245,7 +245,7 @@ def test_one_process_of_each_machine_reads_the_corpus_first(work, tmp_path, monk
     monkeypatch.setattr(PartialState, "wait_for_everyone", lambda self: order.append("waited"))
     monkeypatch.setattr(inputs, "build_store", lambda *args: order.append("read"))
     args = CorpusArguments("toy", str(work.folder), None, json.dumps(TOY), str(work.folder / "cache"))
-    decode(read_index(accelerator, args), accelerator, args)
+    decode(load_corpora(accelerator, args), accelerator, args)
     assert order == 2 * ["waited"] + ["read"] if not decodes else ["waited", "read", "waited"]
 
 
@@ -426,7 +426,7 @@ def test_one_folder_may_have_a_comma_and_decoding_no_workers(work, tmp_path):
 )
 def test_what_can_be_known_is_refused_before_the_corpus_is_read(work, tmp_path, monkeypatch, change, said):
     adapt = script("adapt")
-    monkeypatch.setattr(adapt, "read_index", lambda *args: pytest.fail("the corpus was read"))
+    monkeypatch.setattr(adapt, "load_corpora", lambda *args: pytest.fail("the corpus was read"))
     (tmp_path / "a file").write_text("here already")
     flags = {"method": "fine_tune", "model_name_or_path": work.plain, "output_dir": "out"} | change
     flags["output_dir"] = tmp_path / flags["output_dir"]

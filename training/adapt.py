@@ -27,7 +27,7 @@ from hf_s2e.training.arguments import (
     run_folder,
     split_names,
 )
-from hf_s2e.training.inputs import decode, draw, make_task, read_index, rows_by_speaker
+from hf_s2e.training.inputs import decode, draw, load_corpora, make_task, rows_by_speaker
 from hf_s2e.training.loop import train
 from hf_s2e.training.methods import METHODS, build_model, check_method
 from hf_s2e.training.output import (
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         check_method(args.method, args.model_name_or_path)
     find_namespace(args)
     check_output(args, adapter=METHODS[args.method].makes_adapter)
-    dataset = read_index(accelerator, args)
+    dataset = load_corpora(accelerator, args)
     training, testing = rows_by_speaker(dataset, args.eval_speakers, "--eval_speakers")
     training = draw(training, args.max_train_samples, args.seed)
     check_classes(dataset, training)

@@ -28,7 +28,7 @@ from hf_s2e.evaluation.reports import summarize
 from hf_s2e.hub.repo import TRAINING
 from hf_s2e.model.adapter_files_s2e import ADAPTER_WEIGHTS, S2EAdapterError, fetch, find_base, read_adapter_config
 from hf_s2e.training.arguments import CorpusArguments, split_names
-from hf_s2e.training.inputs import decode, draw, make_task, read_index, rows_by_speaker
+from hf_s2e.training.inputs import decode, draw, load_corpora, make_task, rows_by_speaker
 from hf_s2e.training.methods import METHODS
 from hf_s2e.training.output import prediction_table, write_json
 from hf_s2e.training.predict import predict
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parser.parse_args_into_dataclasses(args=sys.argv[1:] if argv is None else argv)
     accelerator = make_accelerator(args)
     model = load_model(args)
-    dataset = read_index(accelerator, args)
+    dataset = load_corpora(accelerator, args)
     classes = model.config.labels_of(model.config.active_domain)
     with readable_errors():
         label_map = json.loads(args.label_map)

@@ -31,6 +31,7 @@ NO_CLASSES = ["no classes"]  # a speaker network cut in its middle tells nothing
 RECORD = {  # for training.json and the card
     "method": "speaker recognition, by others",
     "license": "apache-2.0",
+    "language": ["en", "zh"],
     "origin": f"Not trained here. It is `{CHECKPOINT}` (SHA-256 `{SHA256}`) of "
     "[3D-Speaker](https://github.com/modelscope/3D-Speaker), published there as "
     "`speech_campplus_sv_zh_en_16k-common_advanced` under Apache-2.0, for Chinese and English; what it was trained on "

@@ -4,7 +4,7 @@ A card is made from what lies in the repo's folder and from one results file, an
 
 - `config.json` and the weights;
 - `training.json`, written by whoever trained: `{"corpora": [{"name", "speakers", "utterances", "hours"}], "origin",
-  "license", "method", "settings": {NAME: VALUE}, "note", "reported", "evaluation", "results"}`, each optional.
+  "license", "language", "method", "settings": {NAME: VALUE}, "note", "reported", "evaluation", "results"}`, each optional.
   `results` is the path of the results file, relative to the folder; `evaluation` is what training/pretrain.py
   measured (its evaluation.json); `reported` is a sentence about numbers not measured here;
 - the `summary.json` that `training/cross_validate.py` writes (percent, standard deviations over runs), and
@@ -132,6 +132,7 @@ def _metadata(repo: Repo, corpora: list[dict[str, Any]], found: dict[str, Any] |
     fields: dict[str, Any] = _license(corpora)
     if repo.training.get("license"):  # of weights that were trained elsewhere
         fields = {"license": repo.training["license"]}
+        languages = repo.training.get("language", languages)
     if repo.is_adapter and config.base_model_name_or_path:
         fields |= {"base_model": config.base_model_name_or_path, "base_model_relation": "adapter"}
         if config.base_model_revision:

@@ -20,12 +20,12 @@ from .wave_store import WaveStore
 
 
 def read_corpus(accelerator: Accelerator, args: CorpusArguments):
-    """The corpus as a `datasets.Dataset`, and its audio; see [`read_index`] and [`decode`]."""
-    dataset = read_index(accelerator, args)
+    """The corpus as a `datasets.Dataset`, and its audio; see [`load_corpora`] and [`decode`]."""
+    dataset = load_corpora(accelerator, args)
     return dataset, decode(dataset, accelerator, args)
 
 
-def read_index(accelerator: Accelerator, args: CorpusArguments):
+def load_corpora(accelerator: Accelerator, args: CorpusArguments):
     """The corpus as a `datasets.Dataset`, before any of its audio is read.
 
     Several corpora, `--corpus a,b --data_dir x,y`, are united; speakers of different corpora stay apart.
