@@ -4,7 +4,8 @@ A card is made from what lies in the repo's folder and from one results file, an
 
 - `config.json` and the weights;
 - `training.json`, written by whoever trained: `{"corpora": [{"name", "speakers", "utterances", "hours"}], "origin",
-  "license", "language", "method", "settings": {NAME: VALUE}, "note", "reported", "evaluation", "results"}`, each optional.
+  "license", "language", "method", "settings": {NAME: VALUE}, "note", "reported", "evaluation", "results"}`, each
+  optional.
   `results` is the path of the results file, relative to the folder; `evaluation` is what training/pretrain.py
   measured (its evaluation.json); `reported` is a sentence about numbers not measured here;
 - the `summary.json` that `training/cross_validate.py` writes (percent, standard deviations over runs), and
