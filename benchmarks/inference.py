@@ -12,7 +12,8 @@ import time
 import torch
 import torch.nn.functional as F
 
-from hf_s2e import S2EConfig, S2EForAudioClassification, network_s2e
+from hf_s2e import S2EConfig, S2EForAudioClassification
+from hf_s2e.model import adapter_layers_s2e
 
 
 def side_by_side(x, shared, alpha, use_shared):
@@ -41,10 +42,10 @@ def main() -> None:
     args = parser.parse_args()
     model = S2EForAudioClassification(S2EConfig(num_labels=7)).eval()
     inputs = torch.rand(args.batch_size, 400, 200)
-    merged = network_s2e.adapted_conv
-    network_s2e.adapted_conv = side_by_side
+    merged = adapter_layers_s2e.adapted_conv
+    adapter_layers_s2e.adapted_conv = side_by_side
     baseline = milliseconds(model, inputs, args.steps)
-    network_s2e.adapted_conv = merged
+    adapter_layers_s2e.adapted_conv = merged
     print(f"{torch.get_num_threads()} threads, batch {args.batch_size}\n{'network':24} {'ms':>6} {'speed':>6}")
     rows = {
         "side by side (eq. 3)": baseline,
