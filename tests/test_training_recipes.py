@@ -254,3 +254,52 @@ def test_numbers_as_python_writes_them(tmp_path):
     file.write_text("weight_decay: small\n")
     with pytest.raises(ValueError, match="weight_decay is 'small'"):
         Recipe(**read_recipe(file))
+
+
+# ---- where the classifier and the statistics begin
+
+
+def test_the_classifier_is_fitted_to_the_frozen_network_first(work):
+    """As scikit-learn's logistic regression does it, on the segments' embeddings, standardised."""
+    from sklearn.linear_model import LogisticRegression
+
+    from hf_s2e.training.linear_probe import fit_head
+    from hf_s2e.training.predict import run_segments
+
+    recipe = Recipe(head="standardized", pooling="mean_std", head_start="probe", probe_l2=3.0)
+    model = work.model("residual_adapter", recipe)
+    task = work.task(model)
+    before = {n: t.clone() for n, t in model.state_dict().items() if not n.startswith("heads.toy.")}
+    fit_head(model, task, recipe, torch.device("cpu"))
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+    embeddings = run_segments(model, task, device=torch.device("cpu"), output="embeddings")
+    labels = [task.labels[row] for row, one in zip(task.utterances, embeddings) for _ in one]
+    x = torch.cat(embeddings)
+    x = ((x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()).numpy()
+    reference = LogisticRegression(C=1 / 3.0, tol=1e-6, max_iter=1000).fit(x, labels)
+    head = model.heads["toy"]
+    ours = torch.from_numpy(x) @ head.weight.detach().T + head.bias.detach()
+    expected = torch.from_numpy(reference.predict_log_proba(x)).float()
+    torch.testing.assert_close(ours.log_softmax(1), expected, atol=0.02, rtol=0)
+    assert model.heads["toy"].weight.grad is None
+
+
+def test_a_training_may_begin_with_a_fitted_classifier(work):
+    recipe = {"head": "standardized", "num_train_epochs": 1, "per_device_train_batch_size": 5, "learning_rate": 1e-6}
+    _, random = work.train("feature_extractor", Recipe(**recipe))
+    _, fitted = work.train("feature_extractor", Recipe(**recipe, head_start="probe", probe_l2=0.1))
+    assert fitted[0]["loss"] < 0.95 * random[0]["loss"]
+
+
+def test_batch_norms_may_keep_the_statistics_of_their_source(work):
+    recipe = {"num_train_epochs": 1, "per_device_train_batch_size": 5}
+    for how, kept in (("source", True), ("batch", False)):
+        model = work.model("residual_adapter", Recipe(**recipe, bn_statistics=how))
+        before = {n: t.clone() for n, t in model.state_dict().items() if "domains.toy" in n}
+        model, _ = work.train("residual_adapter", Recipe(**recipe, bn_statistics=how), model=model)
+        after = model.state_dict()
+        means = [name for name in before if name.endswith("running_mean")]
+        assert all(torch.equal(before[name], after[name]) is kept for name in means)
+        assert not torch.equal(
+            before[means[0].replace("running_mean", "weight")], after[means[0].replace("running_mean", "weight")]
+        )

@@ -21,6 +21,7 @@ As batch norm learns, several processes differ from one: each normalises by its 
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,7 +122,9 @@ def split_corpus(speakers: list[str], seconds: list[float], args: Arguments) -> 
     return split
 
 
-def new_model(args: Arguments, speakers: list[str], teachers: list[TeacherTargets]) -> S2EForAudioClassification:
+def new_model(
+    args: Arguments, speakers: list[str], teachers: Sequence[TeacherTargets] = ()
+) -> S2EForAudioClassification:
     config = S2EConfig(
         adapters=args.adapters,
         shortcut=args.shortcut,

@@ -82,6 +82,7 @@ class S2EPreTrainedModel(S2ESaveAndLoadMixin, PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = ("audio",)
     _no_split_modules = ("S2EModel",)  # a block and its adapters belong on one device
+    keep_statistics = False  # of batch norms, in training
     accepts_loss_kwargs = False  # the loss is the batch's mean: Trainer divides it where it accumulates
 
     def __init__(self, config: S2EConfig, *inputs, **kwargs):
@@ -113,11 +114,15 @@ class S2EPreTrainedModel(S2ESaveAndLoadMixin, PreTrainedModel):
             init.zeros_(module.num_batches_tracked)
 
     def train(self, mode: bool = True) -> "S2EPreTrainedModel":
-        """As in torch, but what is frozen stays in evaluation mode: frozen means a batch norm's statistics too."""
+        """As in torch, but what is frozen stays in evaluation mode: frozen means a batch norm's statistics too.
+
+        With `keep_statistics` those of the network's batch norms stay where they learn, too.
+        """
         super().train(mode)
         for module in self.modules():
-            learns = isinstance(module, S2EHead) or (isinstance(module, BatchNorm) and module.affine)
-            if learns and not module.weight.requires_grad:
+            norm = isinstance(module, BatchNorm) and module.affine
+            learns = isinstance(module, S2EHead) or norm
+            if learns and (not module.weight.requires_grad or (norm and self.keep_statistics)):
                 module.eval()
         return self
 

@@ -17,6 +17,7 @@ from ..model.modeling_s2e import S2EForAudioClassification
 from .augment import Augment
 from .checkpoints import Checkpoints, Meter, TrainingError, refuse_other_checkpoints
 from .data import Features, ShuffledBatches, Task, segment_loader, segments_of
+from .linear_probe import fit_head
 from .losses import loss_by_name
 from .recipe import Recipe, make_optimizer, make_scheduler
 from .runtime import keep_freed_memory
@@ -67,6 +68,9 @@ def train(
     frozen = settings["frozen filters"]
     if accelerator.device.type == "cpu":
         keep_freed_memory()
+    if recipe.head_start == "probe" and resume_from is None:
+        fit_head(model, task, recipe, accelerator.device)
+        model.train()
     torch.backends.cudnn.benchmark = accelerator.device.type == "cuda"  # shapes are fixed
     model.to(accelerator.device)
     wrapped, optimizer, loader = _prepare(accelerator, model, make_optimizer(model, recipe), loader, alone)

@@ -91,6 +91,7 @@ def build_model(
             raise ValueError(f"{base!r} is a fused model: it can only classify. Start {method} from its base.")
         for name in model.adapter_names:  # of other domains, resident in the base
             model.delete_adapter(name)
+    model.keep_statistics = recipe.bn_statistics == "source" and not chosen.from_scratch
     if chosen.makes_adapter:
         init = chosen.adapter_init(recipe.adapter_init, model.config)
         options = {"use_shared": chosen.use_shared, "pooling": recipe.pooling, "head": recipe.head, "method": method}

@@ -13,6 +13,8 @@ from ..model.adapter_layers_s2e import part_of
 from ..model.configuration_s2e import ADAPT_FROM, HEADS, POOLINGS
 
 SCHEDULES = ("step", "cosine")
+HEAD_STARTS = ("random", "probe")
+BN_STATISTICS = ("batch", "source")
 OPTIMIZERS = ("sgd", "adamw")
 _NOT_NEGATIVE = ("0 or more", lambda value: value >= 0)
 _FROM_ONE = ("1 or more", lambda value: value >= 1)
@@ -30,6 +32,8 @@ _CHOICES = {
     "pooling": POOLINGS,
     "optimizer": OPTIMIZERS,
     "head": HEADS,
+    "head_start": HEAD_STARTS,
+    "bn_statistics": BN_STATISTICS,
     "adapt_from": ADAPT_FROM,
 }
 
@@ -82,6 +86,11 @@ class Recipe:
     pooling: str = "mean"
     # "standardized": what enters the classifier has mean 0 and variance 1 over the training data
     head: str = "linear"
+    # "probe": the classifier is fitted to the frozen network first, as logistic regression with this much L2
+    head_start: str = "random"
+    probe_l2: float = 100.0
+    # "source": batch norms keep the statistics of the network that training starts from
+    bn_statistics: str = "batch"
     # of CAM++: "head" adapts its first part, too
     adapt_from: str | None = None
 
