@@ -1,11 +1,20 @@
-"""Fixtures that every test file shares."""
+"""What all test files share: fixtures, and what keeps the run short. Helpers are in the modules beside this one."""
 
+import gc
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """Accelerate collects garbage before each training; what was imported is not searched for it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +38,30 @@ def one_thread():
     yield
     torch.set_num_threads(before)
     forget_accelerator()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub that everything in this process talks to, with an empty cache, logged in as its user.
+
+    huggingface_hub has read its environment long before: its constants are replaced, and put back afterwards.
+    """
+    from huggingface_hub import constants, hf_api
+    from local_hub import LocalHub
+
+    with LocalHub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_URL_HOSTS", constants.HF_URL_HOSTS | {"127.0.0.1"})
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        impatient = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})  # between retries
+        for module in ("file_download", "utils._http"):
+            monkeypatch.setattr(f"huggingface_hub.{module}.time", impatient)
+        yield hub

@@ -3,13 +3,13 @@
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 import torch
+from conftest import ROOT
 
 from hf_s2e.evaluation.protocols import Protocol
 from hf_s2e.evaluation.reports import summarize
@@ -17,7 +17,6 @@ from hf_s2e.training.wave_store import WaveStore
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra bench or dev)")
 
-ROOT = Path(__file__).resolve().parents[1]
 SPEAKERS = [f"s{row // 20}" for row in range(120)]  # six, 20 utterances each
 LABELS = np.arange(120) % 3
 TRAIN, TEST = np.arange(100), np.arange(100, 120)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+from conftest import ROOT
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
@@ -22,7 +23,7 @@ from hf_s2e.corpora import CorpusError, CorpusWarning, load_corpus
 from hf_s2e.corpora.files import walk
 from hf_s2e.corpora.toy import Toy
 
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "corpora.md"
+DOCS = ROOT / "docs" / "corpora.md"
 
 
 def touch(folder, *names):

@@ -6,11 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+from conftest import ROOT
 from local_hub import LocalHub
 
-ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8").replace("your-team", "me")
 RUN = """
 import json, shlex, sys

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import pytest
 import soundfile
 import torch
 from conftest import ROOT
+from local_hub import head
 from safetensors.torch import load_file
-from test_hub import head, hub  # noqa: F401 (a fixture)
 from training_tools import (
     AUGMENTED,
     CPU,
@@ -26,6 +27,7 @@ from training_tools import (
     fresh_accelerator,
     read,
     run,
+    save_base,
     script,
     train_parts,
     without_speed,
@@ -211,7 +213,7 @@ def test_trackio_gets_the_losses(work, tmp_path):
     assert list((tmp_path / "trackio").rglob("s2e*"))
 
 
-def test_push_to_hub(hub, work, tmp_path, monkeypatch):  # noqa: F811
+def test_push_to_hub(hub, work, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     flags = {"push_to_hub": True, "hub_token": hub.token, "hub_private_repo": True}
     out = adapt(work, tmp_path / "s2e-toy", hub_model_id=f"{hub.user}/calls", checkpointing_steps=5, **flags)
@@ -232,14 +234,14 @@ def test_push_to_hub(hub, work, tmp_path, monkeypatch):  # noqa: F811
     assert [loaded.config.id2label[i] for i in range(4)] == work.labels
 
 
-def test_a_full_model_is_pushed_under_the_folders_name(hub, work, tmp_path):  # noqa: F811
+def test_a_full_model_is_pushed_under_the_folders_name(hub, work, tmp_path):
     out = adapt(work, tmp_path / "s2e-full", "fine_tune", push_to_hub=True, max_train_steps=1)
     sent = head(hub, f"{hub.user}/s2e-full")
     assert sent["model.safetensors"] == (out / "model.safetensors").read_bytes()
     assert json.loads(sent["config.json"])["repo_id"] == f"{hub.user}/s2e-full"
 
 
-def test_a_wrong_token_is_noticed_before_the_training(hub, work, tmp_path):  # noqa: F811
+def test_a_wrong_token_is_noticed_before_the_training(hub, work, tmp_path):
     with pytest.raises(SystemExit, match=r"--push_to_hub: cannot log in: .*token"):
         adapt(work, tmp_path / "out", push_to_hub=True, hub_token="hf_wrong")
     assert not (tmp_path / "out").exists()
@@ -331,6 +333,58 @@ def test_a_bases_speakers_are_classes_too(work, tmp_path):
     assert result["utterances"] == 3 and result["classes"] == ["spk00", "spk01", "spk02"]
 
 
+@pytest.mark.parametrize(
+    "tested, of_adapter, of_base, unseen",
+    [
+        ("ravdess", "emodb", "speechocean762", True),
+        ("ravdess,cremad", "emodb", "speechocean762", True),
+        ("emodb", "emodb", "speechocean762", False),
+        ("ravdess, emodb", "emodb", "speechocean762", False),
+        ("speechocean762", "emodb", "speechocean762", False),
+        ("folder", "emodb", "speechocean762", None),  # anybody's recordings
+        ("my.package:Corpus", "emodb", "speechocean762", None),
+        ("ravdess", "hub", "speechocean762", None),
+        ("ravdess", "emodb", "folder", None),
+        ("ravdess", "emodb", None, None),
+        ("ravdess", None, "speechocean762", None),
+    ],
+)
+def test_speakers_are_unseen_only_where_that_can_be_known(work, tmp_path, tested, of_adapter, of_base, unseen):
+    def says(folder, corpus, method):
+        if corpus:
+            (folder / "training.json").write_text(json.dumps({"corpora": [{"name": corpus}], "method": method}))
+
+    evaluate, base, adapter = script("evaluate"), tmp_path / "base", tmp_path / "adapter"
+    save_base(base)
+    model = S2EForAudioClassification.from_pretrained(base)
+    model.add_adapter("toy", work.labels)
+    model.save_adapter(adapter, "toy")
+    says(base, of_base, "speaker classification")
+    says(adapter, of_adapter, "residual_adapter")
+    args = evaluate.Arguments(corpus=tested, model_name_or_path=str(adapter))
+    assert evaluate.speakers_unseen(args) is unseen
+
+
+def test_a_fine_tuned_model_does_not_say_what_its_base_was_trained_on(tmp_path):
+    evaluate = script("evaluate")
+    for method, unseen in {"fine_tune": None, "plain": True, "speaker classification": True}.items():
+        facts = {"corpora": [{"name": "emodb"}], "method": method}
+        (tmp_path / "training.json").write_text(json.dumps(facts))
+        args = evaluate.Arguments(corpus="ravdess", model_name_or_path=str(tmp_path))
+        assert evaluate.speakers_unseen(args) is unseen
+        args.corpus = "emodb"
+        assert evaluate.speakers_unseen(args) is False
+
+
+def test_what_was_recognised_has_a_hash_where_some_speakers_are_unknown(work):
+    module = script("evaluate")
+    speakers = [None, *list(work.corpus["speaker"])[1:]]
+    corpus = work.corpus.remove_columns("speaker").add_column("speaker", speakers)
+    assert (
+        module.hash_of(corpus) == module.hash_of(work.corpus.remove_columns("speaker")) != module.hash_of(work.corpus)
+    )
+
+
 # ---- pretrain
 
 
@@ -365,7 +419,26 @@ def test_the_equal_error_rate_of_known_embeddings(work, monkeypatch):
         assert low <= pretrain.equal_error_rate(None, task, speakers, torch.device("cpu")) <= high
 
 
+def test_no_equal_error_rate_where_nobody_is_heard_twice(work):
+    module, model = script("pretrain"), work.model()
+    speakers = list(work.corpus["speaker"])
+    once = [speakers.index(name) for name in sorted(set(speakers))]
+    split = module.Split(["a"], list(range(24)), [], once)
+    assert "equal_error_rate" not in module.report(model, work.corpus, work.store, split, [0] * 24, torch.device("cpu"))
+    split.unseen.append(once[0] + 1)
+    found = module.report(model, work.corpus, work.store, split, [0] * 24, torch.device("cpu"))
+    assert 0 <= found["equal_error_rate"] <= 1
+
+
 # ---- launchers
+
+
+@pytest.mark.parametrize("name", ["adapt", "pretrain", "evaluate"])
+def test_help_says_what_is_unverified_and_what_is_without_effect(name):
+    module = script(name)
+    assert "NCCL" in module.__doc__ and "unverified" in module.__doc__
+    helps = {setting.name: setting.metadata.get("help", "") for setting in fields(module.Arguments)}
+    assert "Without effect with --decode once" in helps["dataloader_num_workers"]
 
 
 def test_accelerate_launch(work, tmp_path):

@@ -142,6 +142,27 @@ wave_store.WaveStore.build(corpus, {str(tmp_path / "cache")!r}, progress=False)
     assert store.lengths.tolist() == [1000, 17, 4000]
 
 
+def test_a_store_that_another_machine_has_finished_meanwhile_is_taken(work, tmp_path, monkeypatch):
+    decode_all = wave_store._decode_all
+
+    def decode_while_another_is_faster(*args):
+        with monkeypatch.context() as other:
+            other.setattr(wave_store, "_decode_all", decode_all)
+            WaveStore.build(work.corpus, tmp_path, progress=False)
+        return decode_all(*args)
+
+    monkeypatch.setattr(wave_store, "_decode_all", decode_while_another_is_faster)
+    store = WaveStore.build(work.corpus, tmp_path, progress=False)
+    assert torch.equal(store.lengths, work.store.lengths) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_store_that_cannot_be_put_into_place_is_an_error(work, tmp_path):
+    (folder,) = WaveStore.build(work.corpus, tmp_path, progress=False) and tmp_path.iterdir()
+    (folder / "index.json").unlink()
+    with pytest.raises(OSError, match=folder.name):
+        WaveStore.build(work.corpus, tmp_path, progress=False)
+
+
 # ---- segments and batches
 
 
