@@ -3,6 +3,7 @@
 import gc
 import os
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_collection_finish() -> None:
-    """Accelerate collects garbage before each training; what was imported is not searched for it each time."""
+@pytest.fixture(scope="module", autouse=True)
+def little_garbage() -> None:
+    """Accelerate collects garbage before each training: what has been imported is not searched for it every time."""
     gc.collect()
     gc.freeze()
 
@@ -24,6 +26,28 @@ def s2e_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real speech at {folder} (set S2E_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory):
+    """Tiny bases and a toy corpus, for whatever trains (training_tools.py)."""
+    from training_tools import Workbench
+
+    return Workbench(tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory) -> Path:
+    """The `data_dir` of the toy corpus with its own options, which whoever is first makes there."""
+    return tmp_path_factory.mktemp("toy")
+
+
+@pytest.fixture
+def load(tmp_path):
+    """`load_corpus` with a cache of the test's own."""
+    from hf_s2e.corpora import load_corpus
+
+    return partial(load_corpus, cache_dir=tmp_path / "cache")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from conftest import ROOT
 
+pytestmark = pytest.mark.slow
 SCRIPT = """
 import sys, hf_s2e, numpy
 from pathlib import Path

@@ -333,7 +333,7 @@ class S2EForAudioClassification(S2EPreTrainedModel):
         >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
         154242
         >>> extract = S2EFeatureExtractor.from_model_config(model.config)
-        >>> waveforms = [torch.rand(48_000) - 0.5, torch.rand(30_000) - 0.5]  # at 16 kHz
+        >>> waveforms = [torch.rand(32_000) - 0.5, torch.rand(20_000) - 0.5]  # 2 s and 1.25 s
         >>> batch = extract(waveforms, sampling_rate=16_000, return_tensors="pt")
         >>> model(**batch, labels=torch.tensor([0, 1])).loss.backward()
         >>> with torch.inference_mode():

@@ -508,6 +508,7 @@ print(S2EForAudioClassification.from_pretrained("me/calls").active_adapters())
 """
 
 
+@pytest.mark.slow
 def test_two_processes_pull_at_once_then_one_offline(hub, repos, tmp_path):
     push([repos / "calls"], "me", private=True)
     both = [run_process(hub, tmp_path, PULL) for _ in range(2)]

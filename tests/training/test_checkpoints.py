@@ -8,7 +8,6 @@ import torch
 from safetensors import SafetensorError
 from training_tools import (
     AUGMENTED,
-    Workbench,
     forget_accelerator,
     fresh_accelerator,
     same_tensors,
@@ -22,11 +21,6 @@ from hf_s2e.training.loop import train
 from hf_s2e.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return Workbench(tmp_path_factory.mktemp("checkpoints"))
 
 
 def recipe(epochs=1, **options) -> Recipe:
@@ -45,15 +39,14 @@ def content(folder) -> dict:
 
 
 @pytest.mark.parametrize("augmentation", [{}, AUGMENTED], ids=["as in the paper", "augmented"])
-@pytest.mark.parametrize("stop", [10, 14, 1])  # in the second epoch, at its end, in the first
-def test_resumed_is_as_if_it_had_not_stopped(work, tmp_path, augmentation, stop):
-    settings = recipe(4, lr_scheduler_type="cosine", **augmentation)
+def test_resumed_is_as_if_it_had_not_stopped(work, tmp_path, augmentation):
+    settings = recipe(3, lr_scheduler_type="cosine", **augmentation)
     whole, losses = work.train(recipe=settings, seed=3)
-    work.train(recipe=settings, seed=3, max_train_steps=stop, checkpoint_dir=tmp_path, checkpointing_steps=stop)
-    resumed, rest = work.train(
-        recipe=settings, seed=3, checkpoint_dir=tmp_path, resume_from=finished_checkpoints(tmp_path)[-1]
-    )
-    assert rest == losses and same_tensors(whole, resumed)
+    for stop in (10, 14, 1):  # in the second epoch, at its end, in the first
+        run = {"recipe": settings, "seed": 3, "checkpoint_dir": tmp_path / str(stop)}
+        work.train(**run, max_train_steps=stop, checkpointing_steps=stop)
+        resumed, rest = work.train(**run, resume_from=finished_checkpoints(tmp_path / str(stop))[-1])
+        assert rest == losses and same_tensors(whole, resumed), stop
 
 
 def test_a_finished_run_that_is_resumed_keeps_its_history(work, tmp_path):
@@ -178,9 +171,9 @@ def spoil_after_two_epochs(model):
 def test_nan_stops_and_leaves_the_last_good_checkpoint(work, tmp_path, every, good, said):
     model, options = work.model(), {"checkpoint_dir": tmp_path, "checkpointing_steps": every}
     with pytest.raises(TrainingError, match=rf"{said} by step .* The last good .*step_00000{good:02d}"):
-        work.train(model=model, on_epoch=spoil_after_two_epochs(model), **options)
+        work.train(model=model, on_epoch=spoil_after_two_epochs(model), recipe=recipe(3), **options)
     assert finished_checkpoints(tmp_path)[-1].name == f"step_00000{good:02d}"
-    resumed, _ = work.train(resume_from=finished_checkpoints(tmp_path)[-1])
+    resumed, _ = work.train(recipe=recipe(3), resume_from=finished_checkpoints(tmp_path)[-1])
     assert all(p.isfinite().all() for p in resumed.parameters())
 
 

@@ -5,18 +5,13 @@ import json
 import datasets
 import pytest
 from accelerate.state import PartialState
-from training_tools import TOY, Workbench, fresh_accelerator, script
+from training_tools import TOY, fresh_accelerator, script
 
 from hf_s2e.training import inputs
 from hf_s2e.training.arguments import CorpusArguments
 from hf_s2e.training.inputs import read_corpus, rows_by_speaker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return Workbench(tmp_path_factory.mktemp("inputs"))
 
 
 def test_labels_apply_whatever_the_corpus_options_are(work):

@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from training_tools import AUGMENTED, Workbench, fresh_accelerator, same_tensors
+from conftest import ROOT
+from training_tools import AUGMENTED, fresh_accelerator, same_tensors
 from transformers import pipeline
 
 from hf_s2e import S2EAdapterError, S2EForAudioClassification, S2EPipeline
@@ -20,11 +24,6 @@ from hf_s2e.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return Workbench(tmp_path_factory.mktemp("training"))
 
 
 def recipe(epochs=3, **options) -> Recipe:
@@ -53,7 +52,7 @@ def test_the_history_says_what_was_learned_at_which_rate(work):
 
 def test_it_learns(work):
     """Alpha, batch norm and classifier of a tiny random network fit the toy corpus better than chance."""
-    settings = recipe(30, learning_rate=0.1, weight_decay=0.0, lr_drop_epochs=[20])
+    settings = recipe(20, learning_rate=0.1, weight_decay=0.0, lr_drop_epochs=[15])
     rows = work.train(recipe=settings)[1]
     assert rows[-1]["loss"] < 0.75 * rows[0]["loss"]
     assert rows[-1]["accuracy"] > 0.5
@@ -84,6 +83,36 @@ def test_after_mixed_precision_the_network_answers_in_full(work):
     plain.load_state_dict(model.state_dict())
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert (predict(model, task, device=CPU) == predict(plain, task, device=CPU)).all()
+
+
+COMPILED = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from torch._dynamo.utils import counters
+from training_tools import Workbench
+from hf_s2e.training.recipe import Recipe
+
+work = Workbench(Path(sys.argv[1]))
+recipe = Recipe(num_train_epochs=1, per_device_train_batch_size=5)
+for seed in range(3):
+    work.train(recipe=recipe, seed=seed, alone=True, max_train_steps=2)
+    print(counters["stats"]["unique_graphs"])
+"""
+
+
+@pytest.mark.slow
+def test_a_second_network_is_not_compiled_anew(tmp_path):
+    """Networks trained one after the other share what torch.compile made of the first."""
+    environment = os.environ | {"ACCELERATE_DYNAMO_BACKEND": "EAGER", "ACCELERATE_MIXED_PRECISION": "bf16"}
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILED, str(tmp_path), str(ROOT / "tests"), str(ROOT)],
+        env=environment | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    graphs = [int(line) for line in result.stdout.split() if line.isdigit()]
+    assert len(graphs) == 3 and graphs[0] >= 1
+    assert graphs[0] == graphs[1] == graphs[2]
 
 
 # ---- what is frozen

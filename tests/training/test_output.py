@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
-from training_tools import Workbench, forget_accelerator, fresh_accelerator, same_tensors, script
+from training_tools import forget_accelerator, fresh_accelerator, same_tensors, script
 
 import hf_s2e
 from hf_s2e import S2EForAudioClassification
@@ -14,11 +14,6 @@ from hf_s2e.training import runtime
 from hf_s2e.training.output import write_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return Workbench(tmp_path_factory.mktemp("output"))
 
 
 @pytest.mark.parametrize("method", ["fine_tune", "residual_adapter"])

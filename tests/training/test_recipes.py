@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from training_tools import SCRIPTS, Workbench, script
+from training_tools import SCRIPTS, script
 
 from hf_s2e.training.arguments import RepoArguments, parse_arguments
 from hf_s2e.training.methods import METHODS, build_model
@@ -24,11 +24,6 @@ PARTS = {
     "adapter_only": {"alpha", "bn", "fc"},
     "bn_only": {"bn", "fc"},
 }
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return Workbench(tmp_path_factory.mktemp("recipes"))
 
 
 def recipe_of(name: str, file: str | None, *flags: str) -> Recipe:

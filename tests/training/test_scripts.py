@@ -1,5 +1,6 @@
 """The scripts in training/ as a user runs them: in this process, and through accelerate's and torch's launchers."""
 
+import functools
 import json
 import re
 import signal
@@ -17,13 +18,14 @@ import torch
 from conftest import ROOT
 from local_hub import head
 from safetensors.torch import load_file
+from tiny import tiny_config
 from training_tools import (
     AUGMENTED,
     CPU,
+    FRONT_END,
     LAUNCH,
     SCRIPTS,
     TINY_RUN,
-    Workbench,
     fresh_accelerator,
     read,
     run,
@@ -42,11 +44,6 @@ SPEAKERS = {"min_seconds": 1, "held_out_utterances": 0.2, "held_out_speakers": 0
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return Workbench(tmp_path_factory.mktemp("scripts"))
-
-
 def adapt(work, output_dir, method="residual_adapter", **flags):
     flags = {"model_name_or_path": work.base(method), **TINY_RUN, **flags}
     script("adapt").main(work.flags(method=method, output_dir=output_dir, **flags))
@@ -56,6 +53,14 @@ def adapt(work, output_dir, method="residual_adapter", **flags):
 def evaluate(work, output_dir, **flags):
     script("evaluate").main(work.flags(output_dir=output_dir, **flags))
     return read(output_dir / "evaluation.json"), pd.read_parquet(output_dir / "predictions.parquet")
+
+
+@pytest.fixture
+def pretrain(monkeypatch):
+    """The script with a tiny network."""
+    module = script("pretrain")
+    monkeypatch.setattr(module, "S2EConfig", functools.partial(tiny_config, **FRONT_END))
+    return module
 
 
 def same_files(a, b) -> bool:
@@ -158,6 +163,7 @@ def test_an_unreadable_recording_is_named(work, tmp_path):
         adapt(work, tmp_path / "out", **flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augmentation", [{}, AUGMENTED], ids=["as in the paper", "augmented"])
 def test_killed_in_the_middle_of_an_epoch_and_resumed(work, tmp_path, augmentation):
     """SIGKILL at no chosen moment; resumed, the run ends as the uninterrupted one."""
@@ -189,7 +195,7 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed(work, tmp_path, augmentati
 
 
 @pytest.mark.parametrize("name", ["adapt", "pretrain"])
-def test_tensorboard_gets_the_losses_and_no_token(work, tmp_path, name):
+def test_tensorboard_gets_the_losses_and_no_token(work, pretrain, tmp_path, name):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     flags = {"with_tracking": True, "hub_token": "hf_secret", **TINY_RUN}
@@ -197,7 +203,7 @@ def test_tensorboard_gets_the_losses_and_no_token(work, tmp_path, name):
         adapt(work, tmp_path, **flags)
     else:
         flags |= SPEAKERS | {"max_train_steps": 4, "per_device_train_batch_size": 2}
-        script("pretrain").main(work.flags(output_dir=tmp_path, **flags))
+        pretrain.main(work.flags(output_dir=tmp_path, **flags))
     events = EventAccumulator(str(tmp_path / "run" / "s2e")).Reload()
     logged = [event.value for event in events.Scalars("loss")]
     assert logged == pytest.approx([row["loss"] for row in read(tmp_path / "run" / "history.json")])
@@ -205,6 +211,7 @@ def test_tensorboard_gets_the_losses_and_no_token(work, tmp_path, name):
         assert not file.is_file() or b"hf_secret" not in file.read_bytes(), file
 
 
+@pytest.mark.slow
 def test_trackio_gets_the_losses(work, tmp_path):
     pytest.importorskip("trackio", reason="trackio is not installed (pip install 'hf-s2e[tracking]')")
     flags = {"model_name_or_path": work.adapter, "with_tracking": True, "report_to": "trackio", **TINY_RUN}
@@ -324,10 +331,10 @@ def test_evaluate_on_another_corpus_needs_the_label_map(work, adapter_repo, tmp_
             evaluate(work, tmp_path / "out", **flags)
 
 
-def test_a_bases_speakers_are_classes_too(work, tmp_path):
+def test_a_bases_speakers_are_classes_too(work, pretrain, tmp_path):
     base = tmp_path / "base"
     flags = SPEAKERS | {"num_train_epochs": 1, "per_device_train_batch_size": 2}
-    script("pretrain").main(work.flags(output_dir=base, **flags))
+    pretrain.main(work.flags(output_dir=base, **flags))
     corpus = own_corpus(tmp_path / "own", ["spk00", "spk01"])
     result, _ = evaluate(work, tmp_path / "out", **(corpus | {"model_name_or_path": base, "max_eval_samples": 3}))
     assert result["utterances"] == 3 and result["classes"] == ["spk00", "spk01", "spk02"]
@@ -388,11 +395,11 @@ def test_what_was_recognised_has_a_hash_where_some_speakers_are_unknown(work):
 # ---- pretrain
 
 
-def test_pretrain_takes_several_corpora_and_says_what_it_learned(work, tmp_path):
+def test_pretrain_takes_several_corpora_and_says_what_it_learned(work, pretrain, tmp_path):
     other = work.folder / "other"
     flags = SPEAKERS | {"held_out_speakers": 2, "speaker_seed": 3, "num_speakers": 3, "repo_id": "me/base"}
     flags |= {"corpus": "toy,toy", "data_dir": f"{work.folder},{other}", "per_device_train_batch_size": 2}
-    script("pretrain").main(work.flags(output_dir=tmp_path, **flags))
+    pretrain.main(work.flags(output_dir=tmp_path, **flags))
     evaluation, facts = read(tmp_path / "run" / "evaluation.json"), read(tmp_path / "training.json")
     assert evaluation["speakers"] == 3 and evaluation["unseen_speakers"] == 2
     assert 0 <= evaluation["equal_error_rate"] <= 1 and 0 <= evaluation["held_out_accuracy"] <= 1
@@ -404,13 +411,12 @@ def test_pretrain_takes_several_corpora_and_says_what_it_learned(work, tmp_path)
     assert "Verification of 2 unseen speakers" in (tmp_path / "README.md").read_text()
 
 
-def test_too_few_speakers(work, tmp_path):
+def test_too_few_speakers(work, pretrain, tmp_path):
     with pytest.raises(SystemExit, match=r"--num_speakers 9: the corpus has 3 speakers"):
-        script("pretrain").main(work.flags(output_dir=tmp_path, **SPEAKERS, num_speakers=9))
+        pretrain.main(work.flags(output_dir=tmp_path, **SPEAKERS, num_speakers=9))
 
 
-def test_the_equal_error_rate_of_known_embeddings(work, monkeypatch):
-    pretrain = script("pretrain")
+def test_the_equal_error_rate_of_known_embeddings(pretrain, monkeypatch):
     speakers, rng = [f"s{i % 4}" for i in range(40)], np.random.default_rng(0)
     task = type("Task", (), {"utterances": range(40)})
     for spread, low, high in [(0.01, 0.0, 0.001), (100.0, 0.4, 0.6)]:
@@ -419,15 +425,15 @@ def test_the_equal_error_rate_of_known_embeddings(work, monkeypatch):
         assert low <= pretrain.equal_error_rate(None, task, speakers, torch.device("cpu")) <= high
 
 
-def test_no_equal_error_rate_where_nobody_is_heard_twice(work):
-    module, model = script("pretrain"), work.model()
+def test_no_equal_error_rate_where_nobody_is_heard_twice(work, pretrain):
+    model = work.model()
     speakers = list(work.corpus["speaker"])
     once = [speakers.index(name) for name in sorted(set(speakers))]
-    split = module.Split(["a"], list(range(24)), [], once)
-    assert "equal_error_rate" not in module.report(model, work.corpus, work.store, split, [0] * 24, torch.device("cpu"))
+    split = pretrain.Split(["a"], list(range(24)), [], once)
+    rest = (model, work.corpus, work.store, split, [0] * 24, torch.device("cpu"))
+    assert "equal_error_rate" not in pretrain.report(*rest)
     split.unseen.append(once[0] + 1)
-    found = module.report(model, work.corpus, work.store, split, [0] * 24, torch.device("cpu"))
-    assert 0 <= found["equal_error_rate"] <= 1
+    assert 0 <= pretrain.report(*rest)["equal_error_rate"] <= 1
 
 
 # ---- launchers
@@ -441,6 +447,7 @@ def test_help_says_what_is_unverified_and_what_is_without_effect(name):
     assert "Without effect with --decode once" in helps["dataloader_num_workers"]
 
 
+@pytest.mark.slow
 def test_accelerate_launch(work, tmp_path):
     """Each script through `accelerate launch`, the next on what the one before wrote."""
     launch = [*LAUNCH, "--num_processes", "1"]
@@ -455,6 +462,7 @@ def test_accelerate_launch(work, tmp_path):
     assert "adapter on 24 utterances of toy" in said and (tmp_path / "out" / "evaluation.json").is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(work, tmp_path):
     """With batch norm frozen; where it learns, each process normalises by its share of the batch."""
     run([*TORCHRUN, str(ROOT / "tests" / "two_processes.py"), str(work.folder), str(tmp_path)])
@@ -471,6 +479,7 @@ def test_two_processes_learn_what_one_learns(work, tmp_path):
         assert [row["step"] for row in two["history"]] == [row["step"] for row in history]
 
 
+@pytest.mark.slow
 def test_two_processes_resume_and_evaluate(work, adapter_repo, tmp_path):
     """Checkpoints by two processes; utterances of an evaluation shared out."""
     flags = {"method": "residual_adapter", "model_name_or_path": work.adapter, "checkpointing_steps": 2}
