@@ -1,4 +1,5 @@
-# Two commands matter: `make demo` and `make test`. Both make .venv first, from pinned versions.
+# Three commands matter: `make demo`, `make test` and, for daily work, `make check`. All make .venv first, from pinned
+# versions.
 PYTHON ?= python3.11
 BIN := .venv/bin
 CORPUS ?= toy
@@ -14,7 +15,7 @@ DATA_DIR ?=
 .venv/bench: .venv/installed
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]' && touch $@
 
-.PHONY: install demo results experiments base-campplus test lint
+.PHONY: install demo results experiments base-campplus test check lint
 install: .venv/installed
 
 # The whole job once; make demo CORPUS=emodb DATA_DIR=... for real speech
@@ -43,6 +44,10 @@ base-campplus: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# All but the tests that are marked slow; on two cores under 90 s
+check: install
+	$(BIN)/python -m pytest -m 'not slow'
 
 lint: install
 	$(BIN)/ruff check .

@@ -50,6 +50,15 @@ def load_audio(source: Any, *, sampling_rate: float | None = None) -> np.ndarray
     """The whole sound as a waveform, float32 of shape (samples,) at 16 kHz.
 
     Takes, and refuses, what :func:`read_blocks` does; `sampling_rate` in Hz is that of an array.
+
+    Example:
+        >>> import soundfile
+        >>> stereo = np.random.default_rng(0).normal(scale=0.1, size=(44_100, 2))  # 1 s
+        >>> soundfile.write("noise.flac", stereo, 44_100)
+        >>> load_audio("noise.flac").shape
+        (16000,)
+        >>> load_audio(stereo, sampling_rate=44_100).shape
+        (16000,)
     """
     return np.concatenate(list(read_blocks(source, sampling_rate=sampling_rate)))
 
@@ -71,6 +80,12 @@ def read_blocks(source: Any, *, sampling_rate: float | None = None) -> Iterator[
             rate, a shape that leaves open which axis is time.
     Warns:
         UserWarning: at the end of a sound in which every sample is zero.
+
+    Example:
+        >>> recording = np.random.default_rng(0).integers(-9_000, 9_000, 25 * 8_000, np.int16)  # 25 s at 8 kHz
+        >>> lengths = [len(block) for block in read_blocks(recording, sampling_rate=8_000)]
+        >>> max(lengths) <= 160_000, sum(lengths) / 16_000
+        (True, 25.0)
     """
     name = describe(source)
     with contextlib.ExitStack() as stack:

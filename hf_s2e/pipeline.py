@@ -40,6 +40,18 @@ class S2EPipeline(AudioClassificationPipeline):
         top_k: number of classes in an answer, most probable first; None for all. Also for each call.
         batch_size: sounds of a list, generator or dataset that share forward passes. Does not change answers.
         **kwargs: as in transformers' pipelines, and the parameters of a call.
+
+    Example:
+        >>> import numpy as np
+        >>> from hf_s2e import S2EConfig, S2EForAudioClassification
+        >>> model = S2EForAudioClassification(S2EConfig(id2label={0: "calm", 1: "upset"}))
+        >>> classify = S2EPipeline(model)
+        >>> noise = np.random.default_rng(0).normal(scale=0.1, size=3 * 44_100)  # or "speech.wav", or a URL
+        >>> answer = classify(noise, sampling_rate=44_100, return_timestamps=True)
+        >>> sorted(entry["label"] for entry in answer["scores"])
+        ['calm', 'upset']
+        >>> [chunk["timestamp"] for chunk in answer["chunks"]]
+        [(0.0, 2.0), (1.0, 3.0)]
     """
 
     def __init__(self, model, feature_extractor=None, **kwargs):

@@ -14,12 +14,6 @@ Source = str | tuple[str, str] | None  # a repo, a repo and its revision, or Non
 class AdapterCache:
     """A bounded set of adapters over one base, for a server with more domains than it wants in memory.
 
-    >>> cache = AdapterCache(model, max_adapters=100)
-    >>> with cache.resident(["me/calls", None, ("me/radio", "v2")]) as names:
-    ...     output = model(input_values, attention_mask, adapter_names=names)
-    >>> output.row_labels[0]
-    ('calm', 'upset')
-
     Only one thread at a time is inside `resident`, so that no adapter is let go while a batch is using it:
     collect what arrives into mixed batches rather than calling from many threads. Adapters that were loaded
     in other ways are neither counted nor touched. A repo without a revision is fetched when it is first
@@ -32,6 +26,23 @@ class AdapterCache:
 
     Raises:
         ValueError: max_adapters is less than 1.
+
+    Example:
+        >>> import torch
+        >>> from hf_s2e import S2EConfig, S2EForAudioClassification
+        >>> model = S2EForAudioClassification(S2EConfig()).eval()
+        >>> for name in ("calls", "radio"):  # two repos; Hub ids and ("me/s2e-calls", "v2") do as well
+        ...     model.add_adapter(name, labels=["calm", "upset"])
+        ...     model.save_adapter(f"s2e-{name}", name)
+        ...     model.delete_adapter(name)
+        >>> cache = AdapterCache(model, max_adapters=1)
+        >>> with cache.resident(["s2e-calls", None, "s2e-calls"]) as names, torch.inference_mode():
+        ...     logits = model(torch.rand(3, 400, 200), adapter_names=names).logits
+        >>> "s2e-calls" in cache
+        True
+        >>> with cache.resident(["s2e-radio"]):  # which takes the place of the other
+        ...     "s2e-calls" in cache, "s2e-radio" in cache
+        (False, True)
     """
 
     def __init__(self, model: Any, max_adapters: int = 100, **fetching):

@@ -107,6 +107,12 @@ class Repo:
         }  # fmt: skip
 
 
+def head(hub, repo_id, revision="main"):
+    """The files of a repo, as the Hub has them."""
+    repo = hub.repos[repo_id]
+    return {path: blob.data for path, blob in repo.trees[repo.resolve(revision)].items()}
+
+
 class HubError(Exception):
     def __init__(self, status: int, code: str | None, message: str, *, body=None, **headers: str):
         super().__init__(message)

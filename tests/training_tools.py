@@ -26,7 +26,7 @@ from hf_s2e.training.methods import METHODS, build_model
 from hf_s2e.training.recipe import Recipe
 from hf_s2e.training.wave_store import WaveStore
 
-SCRIPTS = ROOT / "training"
+SCRIPTS, BENCHMARKS = ROOT / "training", ROOT / "benchmarks"
 TOY = {"num_speakers": 3, "utterances_per_label": 2}  # 24 utterances of 1.5 to 3 s
 FRONT_END = {  # segments of 2 s, as in the paper, but 20 bins and 20 frames of them
     "window_length": 640,
@@ -105,7 +105,7 @@ class Workbench:
 
     def train(self, method: str = "residual_adapter", recipe: Recipe | None = None, model=None, **options):
         """A trained network, and its history without the times."""
-        recipe = recipe or Recipe(num_train_epochs=3, per_device_train_batch_size=5)
+        recipe = recipe or Recipe(**TINY_RUN)
         model = model or self.model(method, recipe)
         history = train(fresh_accelerator(), model, self.task(model), recipe, **options)
         return model, without_speed(history)
@@ -135,9 +135,9 @@ def forget_accelerator() -> None:
     GradientState._reset_state()
 
 
-def script(name: str):
-    """A script of training/ as a module, without its folder on the path, where evaluate.py lies."""
-    spec = importlib.util.spec_from_file_location(f"training_{name}", SCRIPTS / f"{name}.py")
+def script(name: str, folder: Path = SCRIPTS):
+    """A script as a module, without its folder on the path, where evaluate.py lies."""
+    spec = importlib.util.spec_from_file_location(f"{folder.name}_{name}", folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Trains together with the other processes of torchrun; test_training_scripts.py looks at what it saves.
+"""Trains together with the other processes of torchrun; training/test_scripts.py looks at what it saves.
 
 torchrun --nproc_per_node 2 tests/two_processes.py FOLDER OUT
 """

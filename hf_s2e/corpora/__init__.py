@@ -1,8 +1,5 @@
 """Corpora as `datasets.Dataset` tables of paths, labels and speakers: one call for all, one module each.
 
->>> from hf_s2e.corpora import load_corpus
->>> corpus = load_corpus("emodb", data_dir="corpora/emodb", labels=["neutral", "angry", "happy", "sad"])
-
 How a corpus of your own becomes a module is in docs/corpora.md; the class names are in labels.py.
 """
 
@@ -54,6 +51,15 @@ def load_corpus(name, data_dir=None, *, cache_dir=None, strict=True, **options):
 
     Raises:
         CorpusError: unknown name or option, another layout than expected, or (strict) a faulty copy.
+
+    Example:
+        >>> corpus = load_corpus("toy", data_dir="corpora", cache_dir="cache", num_speakers=2)  # made on first use
+        >>> len(corpus), corpus.features["label"].names
+        (48, ['neutral', 'happy', 'sad', 'angry'])
+        >>> corpus[0]["speaker"], corpus[0]["gender"], corpus[0]["audio"]["path"].rpartition("/")[2]
+        ('spk00', 'male', 'spk00_angry_00.wav')
+        >>> len(load_corpus("toy", data_dir="corpora", cache_dir="cache", num_speakers=2, labels=["sad", "happy"]))
+        24
     """
     loader = _find(name) if isinstance(name, str) else name
     return loader.load(data_dir, cache_dir=cache_dir, strict=strict, **options)

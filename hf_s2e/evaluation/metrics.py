@@ -51,7 +51,11 @@ def macro_f1(labels, predictions, num_classes):
 
 
 def scores(labels, predictions, num_classes):
-    """All scores of one run as a dict of floats: `ua`, `wa`, `macro_f1`."""
+    """All scores of one run as a dict of floats: `ua`, `wa`, `macro_f1`.
+
+    >>> scores(labels=[0, 0, 0, 0, 1, 1], predictions=[0, 0, 0, 1, 1, 0], num_classes=2)
+    {'ua': 0.625, 'wa': 0.6666666666666666, 'macro_f1': 0.625}
+    """
     matrix = confusion_matrix(labels, predictions, num_classes)
     hits, support = np.diag(matrix), matrix.sum(1) + matrix.sum(0)
     f1 = 2 * hits[support > 0] / support[support > 0]
@@ -108,6 +112,12 @@ def paired_test(labels, predictions_a, predictions_b, num_classes, speakers=None
     hand and is not corrected for the number of comparisons made.
 
     predictions_a, predictions_b: (utterances,) or (runs, utterances), in the order of labels and speakers.
+
+    >>> labels, speakers = np.tile([0, 1], 20), np.repeat(["a", "b", "c", "d", "e"], 8)
+    >>> right, constant = labels, np.zeros(40, int)
+    >>> test = paired_test(labels, right, constant, num_classes=2, speakers=speakers)
+    >>> test["ua_diff"], test["p"], test["test"]  # 2 / 2**5: with five speakers no p is smaller
+    (0.5, 0.0625, 'permutation over 5 speakers, exact')
     """
     right = np.stack([_right(labels, p, num_classes) for p in (predictions_a, predictions_b)], axis=1)
     labels = np.asarray(labels)

@@ -149,6 +149,15 @@ def make_protocol(name, dataset, *, corpus=None, seed=0, folds=5, speaker_disjoi
 
     Raises ValueError where speakers, sessions or splits are missing, are too few, or are shared between
     parts, and where a fold would leave a class out of training.
+
+    >>> from hf_s2e.corpora import load_corpus
+    >>> corpus = load_corpus("toy", data_dir="corpora", cache_dir="cache", num_speakers=3, utterances_per_label=2)
+    >>> protocol = make_protocol("loso", corpus)
+    >>> [fold.test for fold in protocol.folds]
+    [('spk00',), ('spk01',), ('spk02',)]
+    >>> train, validation, test = protocol.indices(corpus, "spk01")
+    >>> len(train), len(validation), set(corpus[test]["speaker"])
+    (16, 0, {'spk01'})
     """
     index = read_index(dataset)
     match = re.fullmatch(r"(\d+)fold", name)

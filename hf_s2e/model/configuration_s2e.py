@@ -127,6 +127,16 @@ class S2EConfig(PretrainedConfig):
 
     Raises:
         ValueError: a setting has a value that the network or the front end cannot have.
+
+    Example:
+        >>> config = S2EConfig(num_labels=250)  # the paper's network, trained on 250 speakers
+        >>> config.frames_per_segment, config.num_bins, config.embedding_size
+        (200, 400, 256)
+        >>> S2EConfig(id2label={0: "calm", 1: "upset"}, num_bins=80).labels_of("speaker")
+        ['calm', 'upset']
+        >>> S2EConfig(segment_hop=100)
+        Traceback (most recent call last):
+        ValueError: segment_length=32000 and segment_hop=100 must be multiples of hop_length=160, ...
     """
 
     model_type = "s2e"

@@ -37,6 +37,15 @@ class S2EFrontEnd:
 
     Args:
         **settings: the front-end settings of [`S2EConfig`]; those left out have the defaults of the features.
+
+    Example:
+        >>> front_end = S2EFrontEnd()
+        >>> waveform = torch.sin(2 * torch.pi * 220 * torch.arange(56_000) / 16_000)  # 3.5 s of 220 Hz
+        >>> spectrograms = front_end(waveform)  # from 0, 1 and 2 s, the last one padded
+        >>> spectrograms.shape  # segments, bins of 10 Hz, frames of 10 ms
+        torch.Size([3, 400, 200])
+        >>> spectrograms[0, :, 100].argmax()
+        tensor(22)
     """
 
     def __init__(self, **settings):
@@ -170,6 +179,15 @@ class S2EFeatureExtractor(SequenceFeatureExtractor):
     Args:
         **kwargs: the front-end settings of [`S2EConfig`], of which this is the mirror in
             `preprocessor_config.json`.
+
+    Example:
+        >>> extract = S2EFeatureExtractor()
+        >>> noise = np.random.default_rng(0).normal(scale=0.1, size=56_000)
+        >>> batch = extract([noise, noise[:32_000]], sampling_rate=16_000, return_tensors="pt")  # 3.5 and 2 s
+        >>> batch["input_values"].shape
+        torch.Size([2, 3, 400, 200])
+        >>> batch["attention_mask"].tolist()
+        [[1, 1, 1], [1, 0, 0]]
     """
 
     model_input_names = ["input_values", "attention_mask"]  # noqa: RUF012

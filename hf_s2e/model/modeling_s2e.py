@@ -128,7 +128,15 @@ class S2EPreTrainedModel(S2ESaveAndLoadMixin, PreTrainedModel):
 
 
 class S2EModel(S2EPreTrainedModel):
-    """The network without its classifier: spectrogram segments -> embeddings."""
+    """The network without its classifier: spectrogram segments -> embeddings.
+
+    Example:
+        >>> model = S2EModel(S2EConfig()).eval()  # random; from_pretrained(REPO) is trained
+        >>> with torch.inference_mode():
+        ...     output = model(torch.rand(1, 3, 400, 200))  # one utterance of three segments
+        >>> output.embeddings.shape, output.segment_embeddings.shape
+        (torch.Size([1, 256]), torch.Size([1, 3, 256]))
+    """
 
     _auto_class = "AutoModel"
     _keys_to_ignore_on_load_unexpected = (r"^heads\.",)  # those of a file that has classifiers too
@@ -199,7 +207,23 @@ class S2EModel(S2EPreTrainedModel):
 
 
 class S2EForAudioClassification(S2EPreTrainedModel):
-    """The network with one classifier per domain; the utterance's posterior is the mean of its segments'."""
+    """The network with one classifier per domain; the utterance's posterior is the mean of its segments'.
+
+    Example:
+        >>> model = S2EForAudioClassification(S2EConfig(num_labels=250))  # random; from_pretrained(REPO) is trained
+        >>> model.add_adapter("calls", labels=["calm", "upset"])
+        >>> model.train_adapter("calls")  # exactly its alpha, batch norms and classifier learn
+        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
+        154242
+        >>> extract = S2EFeatureExtractor.from_model_config(model.config)
+        >>> waveforms = [torch.rand(32_000) - 0.5, torch.rand(20_000) - 0.5]  # 2 s and 1.25 s
+        >>> batch = extract(waveforms, sampling_rate=16_000, return_tensors="pt")
+        >>> model(**batch, labels=torch.tensor([0, 1])).loss.backward()
+        >>> with torch.inference_mode():
+        ...     output = model.eval()(**batch, adapter_names=["calls", None])  # a domain for each row
+        >>> output.logits.shape, output.row_labels[0]  # log posteriors, -inf beyond a row's label set
+        (torch.Size([2, 250]), ('calm', 'upset'))
+    """
 
     _auto_class = "AutoModelForAudioClassification"
 

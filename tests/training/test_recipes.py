@@ -5,11 +5,11 @@ import re
 
 import pytest
 import torch
-from training_tools import SCRIPTS, Workbench, script
+from training_tools import SCRIPTS, script
 
 from hf_s2e import S2EForAudioClassification
 from hf_s2e.model.adapter_layers_s2e import part_of
-from hf_s2e.training.arguments import parse_arguments
+from hf_s2e.training.arguments import RepoArguments, parse_arguments
 from hf_s2e.training.methods import METHODS, build_model
 from hf_s2e.training.recipe import Recipe, make_optimizer, make_scheduler, read_recipe
 
@@ -26,11 +26,6 @@ PARTS = {
     "adapter_only": {"alpha", "bn", "fc"},
     "bn_only": {"bn", "fc"},
 }
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return Workbench(tmp_path_factory.mktemp("recipes"))
 
 
 def recipe_of(name: str, file: str | None, *flags: str) -> Recipe:
@@ -144,6 +139,53 @@ def test_a_recipe_that_cannot_be_meant(tmp_path, capsys, content, said):
     with pytest.raises(ValueError, match="unknown settings"):
         file.write_text("nonsense: 1\n")
         read_recipe(file)
+
+
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ("lr_drop_epochs: 11", "lr_drop_epochs is 11, but must be a list of epochs, whole numbers from 1"),
+        ("lr_drop_epochs: [eleven]", "lr_drop_epochs is ['eleven'], but must be a list"),
+        ("lr_drop_epochs: [0]", "lr_drop_epochs is [0], but must be a list"),
+        ("num_train_epochs: 2.5", "num_train_epochs is 2.5, but must be a whole number, 1 or more"),
+        ("num_train_epochs: 0", "num_train_epochs is 0, but must be a whole number, 1 or more"),
+        ("num_train_epochs: true", "num_train_epochs is True, but must be a whole number"),
+        ("learning_rate: null", "learning_rate is None, but must be a number, 0 or more"),
+        ("learning_rate: [0.1]", "learning_rate is [0.1], but must be a number"),
+        ("learning_rate: -0.1", "learning_rate is -0.1, but must be a number, 0 or more"),
+        ("learning_rate: .nan", "learning_rate is nan, but must be a number"),
+        ("alpha_learning_rate: [0.1]", "alpha_learning_rate is [0.1], but must be a number, 0 or more"),
+        ("momentum: 1", "momentum is 1, but must be a number, between 0 and 1"),
+        ("mixup: -2.0", "mixup is -2.0, but must be a number, 0 or more"),
+        ("speed_perturbation: 1.0", "speed_perturbation is 1.0, but must be"),
+        ("balance_classes: 3", "balance_classes is 3, but must be true or false"),
+        ("noise_snr: [5]", "noise_snr is [5], but must be a number, of any size"),
+        ("pooling: max", "pooling is 'max', but must be one of ('mean', 'mean_std')"),
+        ("adapter_init: 3", "adapter_init is 3, but must be a name"),
+        ("3: 4", "unknown settings ['3']"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_named_in_one_line(tmp_path, capsys, setting, said):
+    (tmp_path / "mine.yaml").write_text(setting)
+    with pytest.raises(SystemExit) as stopped:
+        parse_arguments(RepoArguments, {}, ["--recipe", str(tmp_path / "mine.yaml")])
+    errors = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("flags", [["--mixup", "-2"], ["--learning_rate", "-1"], ["--num_train_epochs", "0"]])
+def test_so_is_one_of_the_command_line(capsys, flags):
+    with pytest.raises(SystemExit):
+        parse_arguments(RepoArguments, {}, flags)
+    errors = capsys.readouterr().err
+    assert f"error: {flags[0][2:]} is {float(flags[1]):g}" in errors.replace(".0,", ",") and "usage" not in errors
+
+
+def test_settings_that_are_left_out_or_whole_numbers_are_fine():
+    settings = {"bn_weight_decay": None, "learning_rate": 1, "lr_drop_epochs": [], "noise_snr": -5}
+    assert Recipe(**settings).learning_rate == 1
+    parse_arguments(RepoArguments, {}, [])  # after which the fields' types are others
+    assert Recipe(**settings) == Recipe(**settings, alpha_learning_rate=None)
 
 
 # ---- methods and bases

@@ -8,8 +8,11 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from training_tools import LAUNCH, SCRIPTS, TINY_RUN, Workbench, forget_accelerator, read, run, save_base, script
+import torch
+from training_tools import LAUNCH, SCRIPTS, TINY_RUN, forget_accelerator, read, run, save_base, script
 
+from hf_s2e.evaluation import plots
+from hf_s2e.hub.cards import write_card
 from hf_s2e.training.arguments import domain_of
 from hf_s2e.training.methods import build_model
 from hf_s2e.training.recipe import Recipe
@@ -30,11 +33,6 @@ SUMMARY_FIELDS = {"corpus", "protocol", "recipe", "base", "methods", "references
 PAIR_FIELDS = {"a", "b", "ua_diff", "ci95", "p", "test"}
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return Workbench(tmp_path_factory.mktemp("cross-validation"))
-
-
 def cross_validate(work, out, **flags):
     flags = {
         "protocol": "loso",
@@ -53,25 +51,47 @@ def fold_runs(out):
     return {path.name: path.stat().st_mtime_ns for path in (out / "folds").glob("*.parquet")}
 
 
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    """Drawing takes longer than all that is tested here, and is tested in evaluation/test_reports.py."""
+    for name in ("plot_bars", "plot_confusion"):
+        monkeypatch.setattr(plots, name, lambda *args, **options: None)
+
+
 @pytest.fixture(scope="module")
 def validated(work, tmp_path_factory):
-    """A finished cross-validation by two processes, through accelerate's launcher."""
+    """A finished cross-validation, with its plots."""
     out = tmp_path_factory.mktemp("validated")
+    torch.set_num_threads(1)
+    forget_accelerator()
+    script("cross_validate").main(cross_validate(work, out, runs=2))
+    return out
+
+
+def test_every_fold_is_run_and_reported(validated):
+    assert len(fold_runs(validated)) == 12  # 2 methods, 3 speakers, 2 runs
+    assert "| residual_adapter |" in (validated / "table.md").read_text()
+    reports = {"table.tex", "bars.png", "confusion-plain.png", "confusion-residual_adapter.png"}
+    assert reports <= {path.name for path in validated.iterdir()} and read(validated / "protocol.json")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_fold_runs_and_find_what_one_finds(validated, work, tmp_path):
+    """Through accelerate's launcher. A fold-run is a process' own, so how many share the work changes nothing."""
     two = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    said = run([*two, str(SCRIPTS / "cross_validate.py"), *cross_validate(work, out, runs=2)])
-    return out, said
-
-
-def test_two_processes_share_the_fold_runs(validated):
-    out, said = validated
+    said = run([*two, str(SCRIPTS / "cross_validate.py"), *cross_validate(work, tmp_path, runs=2)])
     assert "2 process(es) on cpu" in said and "12 fold-runs, 0 finished before" in said
-    assert len(fold_runs(out)) == 12  # 2 methods, 3 speakers, 2 runs
-    assert "| residual_adapter |" in said and (out / "table.md").read_text() in said
-    assert (out / "table.tex").is_file() and read(out / "protocol.json")
+    assert len(fold_runs(tmp_path)) == 12 and (tmp_path / "table.md").read_text() in said
+    a, b = (
+        pd.read_parquet(out / "predictions.parquet").sort_values(["method", "run", "utterance"]).reset_index(drop=True)
+        for out in (validated, tmp_path)
+    )
+    assert a.drop(columns="posterior").equals(b.drop(columns="posterior"))
+    assert np.allclose(np.stack(a["posterior"]), np.stack(b["posterior"]), atol=1e-5)
 
 
 def test_summary_has_the_fields_that_others_read(validated, work):
-    summary = read(validated[0] / "summary.json")
+    summary = read(validated / "summary.json")
     assert set(summary) >= SUMMARY_FIELDS and set(summary["protocol"]) == {"name", "hash", "speaker_disjoint"}
     assert set(summary["methods"]) == {"plain", "residual_adapter"}
     for row in summary["methods"].values():
@@ -81,7 +101,7 @@ def test_summary_has_the_fields_that_others_read(validated, work):
     assert summary["methods"]["residual_adapter"]["trained_parameters"] == sum(
         p.numel() for p in work.model().parameters() if p.requires_grad
     )
-    table = pd.read_parquet(validated[0] / "predictions.parquet")
+    table = pd.read_parquet(validated / "predictions.parquet")
     columns = ["run", "fold", "method", "utterance", "speaker", "label", "prediction", "posterior"]
     assert list(table.columns) == columns
     counts = table.groupby(["method", "run"]).size()
@@ -91,22 +111,11 @@ def test_summary_has_the_fields_that_others_read(validated, work):
 
 
 def test_a_recipe_that_flags_changed_is_not_called_the_papers(validated, tmp_path):
-    assert read(validated[0] / "summary.json")["recipe"] == "paper-changed"  # two epochs, batches of five
+    assert read(validated / "summary.json")["recipe"] == "paper-changed"  # two epochs, batches of five
     name_of, file = script("cross_validate").name_of, tmp_path / "mine.yaml"
     file.write_text("momentum: 0.5\n")
     assert name_of(Recipe(), None) == "paper" and name_of(Recipe(momentum=0.5), str(file)) == "mine"
     assert name_of(Recipe(), str(file)) == "mine-changed"
-
-
-def test_one_process_finds_what_two_found(validated, work, tmp_path):
-    """A fold-run is a process' own, so how many share the work changes nothing."""
-    script("cross_validate").main(cross_validate(work, tmp_path, methods="residual_adapter"))
-    mine = pd.read_parquet(tmp_path / "predictions.parquet")
-    theirs = pd.read_parquet(validated[0] / "predictions.parquet")
-    theirs = theirs[(theirs["run"] == 0) & (theirs["method"] == "residual_adapter")]
-    a, b = (t.sort_values("utterance").reset_index(drop=True) for t in (mine, theirs))
-    assert a.drop(columns="posterior").equals(b.drop(columns="posterior"))
-    assert np.allclose(np.stack(a["posterior"]), np.stack(b["posterior"]), atol=1e-5)
 
 
 def test_a_killed_job_continues(work, tmp_path, monkeypatch):
@@ -162,10 +171,10 @@ def test_other_settings_are_never_mixed_in(validated, work, tmp_path_factory, ch
         other = tmp_path_factory.mktemp("other")
         save_base(other, seed=1)
         change = {"model_name_or_path": other}
-    before = fold_runs(validated[0])
+    before = fold_runs(validated)
     with pytest.raises(SystemExit, match=f"results with another {said}"):
-        script("cross_validate").main(cross_validate(work, validated[0], runs=2, **change))
-    assert fold_runs(validated[0]) == before
+        script("cross_validate").main(cross_validate(work, validated, runs=2, **change))
+    assert fold_runs(validated) == before
 
 
 @pytest.fixture(scope="module")
@@ -293,12 +302,12 @@ def test_other_audio_under_the_same_names_is_never_mixed_in(validated, work, mon
 
     monkeypatch.setattr(module, "read_corpus", read_trimmed)
     with pytest.raises(SystemExit, match="results with another audio"):
-        module.main(cross_validate(work, validated[0], runs=2))
+        module.main(cross_validate(work, validated, runs=2))
 
 
 def test_references_of_other_folds_are_not_shown(validated, work, tmp_path, capsys):
     out = tmp_path / "copy"
-    shutil.copytree(validated[0], out)
+    shutil.copytree(validated, out)
     known = {
         "mine": {"ua": 50.0, "wa": 50.0, "measured": True, "protocol": read(out / "summary.json")["protocol"]["hash"]}
     }
@@ -348,3 +357,27 @@ def test_methods_without_their_base_are_refused_before_any_training(work, tmp_pa
     with pytest.raises(SystemExit, match="fine_tune starts from a speaker-trained network"):
         script("cross_validate").main(flags)
     assert not fold_runs(tmp_path)
+
+
+def test_a_cross_validation_leaves_the_audit_for_the_card(work, tmp_path):
+    out = tmp_path / "results"
+    flags = {"protocol": "loso", "runs": 1, "methods": "residual_adapter", "max_train_steps": 1}
+    flags |= {"model_name_or_path": work.adapter, "num_train_epochs": 1, "per_device_train_batch_size": 5}
+    forget_accelerator()
+    script("cross_validate").main(work.flags(output_dir=out, **flags))
+    text = (out / "audit.json").read_text()
+    report = json.loads(text)
+    assert report["counts"]["files"] == 24 and "ua_by_speaker_in_protocol" in report["counts"]
+    assert str(work.folder) not in text  # it may be published
+
+    model = work.model()
+    model.save_adapter(tmp_path / "s2e-toy", "toy")
+    card = write_card(tmp_path / "s2e-toy", out / "summary.json").read_text()
+    audit = card.partition("### Audit of the corpus")[2].partition("##")[0]
+    assert "the speaker alone, in the protocol's folds" in audit
+    assert all(finding["message"] in audit for finding in report["findings"])
+
+    (out / "audit.json").write_text('{"findings": []}')  # it is made once
+    forget_accelerator()
+    script("cross_validate").main(work.flags(output_dir=out, report_only=True, **flags))
+    assert (out / "audit.json").read_text() == '{"findings": []}'

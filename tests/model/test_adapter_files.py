@@ -103,6 +103,7 @@ def test_a_base_is_saved_with_its_adapters(base, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("one_thread")
 def test_accelerate_saves_and_restores_several_adapters(base, adapter, tmp_path):
     from accelerate import Accelerator
 
@@ -646,6 +647,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 def test_no_mutated_repo_is_taken_for_a_sound_one(base, adapter):
     """Whatever is done to the files: an error of ours, or a load of exactly the tensors that were saved."""
     model, rng = fresh(base), random.Random(0)

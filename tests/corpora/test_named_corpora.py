@@ -34,14 +34,6 @@ def plant(tmp_path, sound):
     return plant_files
 
 
-@pytest.fixture
-def load(tmp_path):
-    def load_here(name, data_dir=None, **options):
-        return load_corpus(name, data_dir, cache_dir=tmp_path / "cache", **options)
-
-    return load_here
-
-
 def label_counts(corpus):
     return Counter(corpus.features["label"].int2str(corpus["label"]))
 

@@ -11,7 +11,6 @@ import pytest
 import soundfile
 import torch
 from datasets import Audio, Dataset
-from training_tools import Workbench
 
 from hf_s2e import S2EFeatureExtractor, S2EFrontEnd
 from hf_s2e.audio import AudioError, load_audio
@@ -47,11 +46,6 @@ def waves():
 @pytest.fixture
 def store(tmp_path, waves):
     return WaveStore.build(corpus_of(tmp_path, waves), tmp_path / "cache", progress=False)
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return Workbench(tmp_path_factory.mktemp("data"))
 
 
 # ---- the store
@@ -118,6 +112,7 @@ def test_a_bad_file_is_named_and_leaves_no_store(tmp_path, waves, damage):
     assert not list((tmp_path / "cache").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_counts(tmp_path, waves):
     """SIGKILL while decoding; then another process builds the store as if nothing had been."""
     corpus = corpus_of(tmp_path, waves)
@@ -140,6 +135,27 @@ wave_store.WaveStore.build(corpus, {str(tmp_path / "cache")!r}, progress=False)
     assert left and all(name.endswith(".part") for name in left)
     store = WaveStore.build(corpus, tmp_path / "cache", progress=False)
     assert store.lengths.tolist() == [1000, 17, 4000]
+
+
+def test_a_store_that_another_machine_has_finished_meanwhile_is_taken(work, tmp_path, monkeypatch):
+    decode_all = wave_store._decode_all
+
+    def decode_while_another_is_faster(*args):
+        with monkeypatch.context() as other:
+            other.setattr(wave_store, "_decode_all", decode_all)
+            WaveStore.build(work.corpus, tmp_path, progress=False)
+        return decode_all(*args)
+
+    monkeypatch.setattr(wave_store, "_decode_all", decode_while_another_is_faster)
+    store = WaveStore.build(work.corpus, tmp_path, progress=False)
+    assert torch.equal(store.lengths, work.store.lengths) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_store_that_cannot_be_put_into_place_is_an_error(work, tmp_path):
+    (folder,) = WaveStore.build(work.corpus, tmp_path, progress=False) and tmp_path.iterdir()
+    (folder / "index.json").unlink()
+    with pytest.raises(OSError, match=folder.name):
+        WaveStore.build(work.corpus, tmp_path, progress=False)
 
 
 # ---- segments and batches
@@ -207,17 +223,17 @@ class OneUtterance:
 
 
 @pytest.mark.parametrize("normalization", ["segment", "utterance", "none"])
-@pytest.mark.parametrize("length", [9_000, 32_000, 70_123])
-def test_segments_are_those_of_the_feature_extractor(tmp_path, normalization, length):
+def test_segments_are_those_of_the_feature_extractor(tmp_path, normalization):
     front_end = S2EFrontEnd(normalization=normalization)
-    corpus = corpus_of(tmp_path, random_waves(500, length))
+    corpus = corpus_of(tmp_path, random_waves(500, 9_000, 32_000, 70_123))
     store = WaveStore.build(corpus, tmp_path / "cache", progress=False)
-    task = OneUtterance(store, [0, 0], [1], front_end)
-    segments = SegmentDataset(store, [0, 0], [1], front_end)
-    mine = Features(task, Recipe(), torch.device("cpu"))(segments.utterances, segments.starts)
-    theirs = front_end(torch.from_numpy(load_audio(tmp_path / "1.wav")))
-    assert mine.shape == theirs.shape
-    assert torch.allclose(mine, theirs, atol=1e-5)
+    for utterance in range(4):
+        task = OneUtterance(store, [0] * 4, [utterance], front_end)
+        segments = SegmentDataset(store, [0] * 4, [utterance], front_end)
+        mine = Features(task, Recipe(), torch.device("cpu"))(segments.utterances, segments.starts)
+        theirs = front_end(torch.from_numpy(load_audio(tmp_path / f"{utterance}.wav")))
+        assert mine.shape == theirs.shape
+        assert torch.allclose(mine, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("aggregation", ["mean", "geometric", "max"])

@@ -3,10 +3,10 @@
 import json
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from huggingface_hub import ModelCard
 
 from hf_s2e import S2EConfig, S2EForAudioClassification
@@ -14,7 +14,6 @@ from hf_s2e.cli import main
 from hf_s2e.hub.cards import TEMPLATES, about_corpus, write_card
 from hf_s2e.hub.repo import Repo, find_repos
 
-ROOT = Path(__file__).resolve().parents[1]
 HUB_CARDS = find_repos(ROOT / "hub_cards")
 TINY = {"hidden_sizes": [2, 4], "depths": [1, 1]}
 CLASSES = ["neutral", "angry", "sad"]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
-from training_tools import SCRIPTS, Workbench, script
+from training_tools import SCRIPTS, script
 
 from hf_s2e.evaluation.results import TABLE_METHODS
 
@@ -49,9 +49,10 @@ def value(command: list[str], flag: str) -> str:
     return command[len(command) - 1 - command[::-1].index(flag) + 1]
 
 
-def test_a_toy_result_end_to_end(tmp_path, monkeypatch, capfd):
+@pytest.mark.slow
+def test_a_toy_result_end_to_end(work, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    work, out = Workbench(tmp_path), tmp_path / "out"
+    out = tmp_path / "out"
     results.main(work.flags(base=work.adapter, plain_base=work.plain, out=out, num_train_epochs=1))
     said = capfd.readouterr().out
     assert "6 fold-runs, 0 finished before" in said and len([*(out / "folds").glob("*.parquet")]) == 6
@@ -61,6 +62,7 @@ def test_a_toy_result_end_to_end(tmp_path, monkeypatch, capfd):
     assert set(summary["methods"]) == {"fine_tune", "residual_adapter"} and summary["recipe"] == "few-steps"
 
 
+@pytest.mark.slow
 def test_a_wrong_folder_is_one_sentence_and_an_exit_code(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with pytest.raises(SystemExit) as ended:

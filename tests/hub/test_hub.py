@@ -7,13 +7,12 @@ import shutil
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import HfApi, constants, hf_api
-from local_hub import LocalHub
+from huggingface_hub import HfApi, constants
+from local_hub import head
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
@@ -45,39 +44,9 @@ def repos(tmp_path_factory):
     return make_repos(tmp_path_factory.mktemp("repos"), **TINY)
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub that everything in this process talks to, with an empty cache, logged in as its user.
-
-    huggingface_hub has read its environment long before: its constants are replaced, and put back afterwards.
-    """
-    with LocalHub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_URL_HOSTS", constants.HF_URL_HOSTS | {"127.0.0.1"})
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
-        monkeypatch.setenv("HF_TOKEN", hub.token)
-        impatient = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})  # between retries
-        for module in ("file_download", "utils._http"):
-            monkeypatch.setattr(f"huggingface_hub.{module}.time", impatient)
-        yield hub
-
-
 def forget(monkeypatch, tmp_path):
     """From here on the cache is empty."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / f"cache{time.monotonic_ns()}"))
-
-
-def head(hub, repo_id, revision="main"):
-    """The files of a repo, as the Hub has them."""
-    repo = hub.repos[repo_id]
-    return {path: blob.data for path, blob in repo.trees[repo.resolve(revision)].items()}
 
 
 def config_of(hub, repo_id, revision="main"):
@@ -609,6 +578,7 @@ print(S2EForAudioClassification.from_pretrained("me/calls").active_adapters())
 """
 
 
+@pytest.mark.slow
 def test_two_processes_pull_at_once_then_one_offline(hub, repos, tmp_path):
     push([repos / "calls"], "me", private=True)
     both = [run_process(hub, tmp_path, PULL) for _ in range(2)]

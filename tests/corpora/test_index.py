@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+from conftest import ROOT
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
@@ -22,7 +23,7 @@ from hf_s2e.corpora import CorpusError, CorpusWarning, load_corpus
 from hf_s2e.corpora.files import walk
 from hf_s2e.corpora.toy import Toy
 
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "corpora.md"
+DOCS = ROOT / "docs" / "corpora.md"
 
 
 def touch(folder, *names):
@@ -120,6 +121,7 @@ def test_same_names_in_another_folder_are_another_corpus(tmp_path):
         assert corpus[0]["audio"]["path"] == str(tmp_path / copy / "sad/a.wav")
 
 
+@pytest.mark.slow
 def test_next_run_recovers_from_a_killed_one(tmp_path):
     folder, cache = tmp_path / "own", tmp_path / "cache"
     touch(folder, *(f"sad/{n}.wav" for n in range(50)))
@@ -220,10 +222,9 @@ def test_documented_options_are_the_real_ones():
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("toy")
+def toy(toy_folder, tmp_path_factory):
     start = time.monotonic()
-    corpus = load_corpus("toy", cache_dir=cache)
+    corpus = load_corpus("toy", toy_folder, cache_dir=tmp_path_factory.mktemp("cache"))
     assert time.monotonic() - start < 20  # about 1.5 s on one core
     return corpus
 

@@ -104,6 +104,7 @@ def test_committed_bases_are_whole(name, adapters):
     assert model.num_parameters() == fewer_speakers + 200 * 257
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", BASES)
 def test_committed_bases_know_their_speakers(name, s2e_data: Path):

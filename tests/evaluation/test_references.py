@@ -1,15 +1,13 @@
 """Ready-made features with an SVM: nothing of the test speakers is used, and the report is what others read."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 import torch
+from training_tools import BENCHMARKS, script
 
 from hf_s2e.evaluation.protocols import Protocol
 from hf_s2e.evaluation.reports import summarize
@@ -17,7 +15,6 @@ from hf_s2e.training.wave_store import WaveStore
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra bench or dev)")
 
-ROOT = Path(__file__).resolve().parents[1]
 SPEAKERS = [f"s{row // 20}" for row in range(120)]  # six, 20 utterances each
 LABELS = np.arange(120) % 3
 TRAIN, TEST = np.arange(100), np.arange(100, 120)
@@ -26,12 +23,7 @@ NAMES = {"majority_class", "duration_svm", "own_svm"}
 
 @pytest.fixture(scope="module")
 def references():
-    spec = importlib.util.spec_from_file_location("references", ROOT / "benchmarks" / "references.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return script("references", BENCHMARKS)
 
 
 @pytest.fixture(scope="module")
@@ -109,16 +101,17 @@ def loudness_and_pitch(wave):
 
 
 @pytest.fixture
-def run(references, monkeypatch, tmp_path):
+def run(references, toy_folder, monkeypatch, tmp_path):
     """The script on the toy corpus, with the function above in place of the extra's."""
 
-    def script(function, output=tmp_path / "out", protocol="loso"):
+    def run_on_toy(function, output=tmp_path / "out", protocol="loso"):
         monkeypatch.setattr(references, "EXTRACTORS", {"own_svm": ("numpy", lambda: function)})
-        arguments = ["--corpus", "toy", "--data_dir", tmp_path, "--cache_dir", tmp_path / "cache"]
+        monkeypatch.setattr(references, "C_GRID", (0.01, 1.0))
+        arguments = ["--corpus", "toy", "--data_dir", toy_folder, "--cache_dir", tmp_path / "cache"]
         references.main([*map(str, arguments), "--protocol", protocol, "--output_dir", str(output)])
         return output
 
-    return script
+    return run_on_toy
 
 
 def test_the_script_writes_what_reports_read(run, capsys):
@@ -196,11 +189,11 @@ def test_a_file_without_features_is_named(references, monkeypatch, tmp_path, wro
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_extra_is_said(references, monkeypatch, tmp_path):
+def test_a_missing_extra_is_said(references, toy_folder, monkeypatch, tmp_path):
     monkeypatch.setattr(references, "EXTRACTORS", {"own_svm": ("no-such-distribution", None)})
-    folders = ["--data_dir", "--cache_dir", "--output_dir"]
+    folders = {"--data_dir": toy_folder, "--cache_dir": tmp_path, "--output_dir": tmp_path}
     with pytest.raises(SystemExit, match="pip install 'hf-s2e"):
-        references.main(["--corpus", "toy", *(part for name in folders for part in (name, str(tmp_path)))])
+        references.main(["--corpus", "toy", *(str(part) for pair in folders.items() for part in pair)])
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The scripts in training/ as a user runs them: in this process, and through accelerate's and torch's launchers."""
 
+import functools
 import json
 import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +16,20 @@ import pytest
 import soundfile
 import torch
 from conftest import ROOT
+from local_hub import head
 from safetensors.torch import load_file
-from test_hub import head, hub  # noqa: F401 (a fixture)
+from tiny import tiny_config
 from training_tools import (
     AUGMENTED,
     CPU,
+    FRONT_END,
     LAUNCH,
     SCRIPTS,
     TINY_RUN,
-    Workbench,
     fresh_accelerator,
     read,
     run,
+    save_base,
     script,
     train_parts,
     without_speed,
@@ -40,11 +44,6 @@ SPEAKERS = {"min_seconds": 1, "held_out_utterances": 0.2, "held_out_speakers": 0
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return Workbench(tmp_path_factory.mktemp("scripts"))
-
-
 def adapt(work, output_dir, method="residual_adapter", **flags):
     flags = {"model_name_or_path": work.base(method), **TINY_RUN, **flags}
     script("adapt").main(work.flags(method=method, output_dir=output_dir, **flags))
@@ -54,6 +53,14 @@ def adapt(work, output_dir, method="residual_adapter", **flags):
 def evaluate(work, output_dir, **flags):
     script("evaluate").main(work.flags(output_dir=output_dir, **flags))
     return read(output_dir / "evaluation.json"), pd.read_parquet(output_dir / "predictions.parquet")
+
+
+@pytest.fixture
+def pretrain(monkeypatch):
+    """The script with a tiny network."""
+    module = script("pretrain")
+    monkeypatch.setattr(module, "S2EConfig", functools.partial(tiny_config, **FRONT_END))
+    return module
 
 
 def same_files(a, b) -> bool:
@@ -155,6 +162,7 @@ def test_an_unreadable_recording_is_named(work, tmp_path):
         adapt(work, tmp_path / "out", **flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augmentation", [{}, AUGMENTED], ids=["as in the paper", "augmented"])
 def test_killed_in_the_middle_of_an_epoch_and_resumed(work, tmp_path, augmentation):
     """SIGKILL at no chosen moment; resumed, the run ends as the uninterrupted one."""
@@ -186,7 +194,7 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed(work, tmp_path, augmentati
 
 
 @pytest.mark.parametrize("name", ["adapt", "pretrain"])
-def test_tensorboard_gets_the_losses_and_no_token(work, tmp_path, name):
+def test_tensorboard_gets_the_losses_and_no_token(work, pretrain, tmp_path, name):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     flags = {"with_tracking": True, "hub_token": "hf_secret", **TINY_RUN}
@@ -194,7 +202,7 @@ def test_tensorboard_gets_the_losses_and_no_token(work, tmp_path, name):
         adapt(work, tmp_path, **flags)
     else:
         flags |= SPEAKERS | {"max_train_steps": 4, "per_device_train_batch_size": 2}
-        script("pretrain").main(work.flags(output_dir=tmp_path, **flags))
+        pretrain.main(work.flags(output_dir=tmp_path, **flags))
     events = EventAccumulator(str(tmp_path / "run" / "s2e")).Reload()
     logged = [event.value for event in events.Scalars("loss")]
     assert logged == pytest.approx([row["loss"] for row in read(tmp_path / "run" / "history.json")])
@@ -202,6 +210,7 @@ def test_tensorboard_gets_the_losses_and_no_token(work, tmp_path, name):
         assert not file.is_file() or b"hf_secret" not in file.read_bytes(), file
 
 
+@pytest.mark.slow
 def test_trackio_gets_the_losses(work, tmp_path):
     pytest.importorskip("trackio", reason="trackio is not installed (pip install 'hf-s2e[tracking]')")
     flags = {"model_name_or_path": work.adapter, "with_tracking": True, "report_to": "trackio", **TINY_RUN}
@@ -210,7 +219,7 @@ def test_trackio_gets_the_losses(work, tmp_path):
     assert list((tmp_path / "trackio").rglob("s2e*"))
 
 
-def test_push_to_hub(hub, work, tmp_path, monkeypatch):  # noqa: F811
+def test_push_to_hub(hub, work, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     flags = {"push_to_hub": True, "hub_token": hub.token, "hub_private_repo": True}
     out = adapt(work, tmp_path / "s2e-toy", hub_model_id=f"{hub.user}/calls", checkpointing_steps=5, **flags)
@@ -231,14 +240,14 @@ def test_push_to_hub(hub, work, tmp_path, monkeypatch):  # noqa: F811
     assert [loaded.config.id2label[i] for i in range(4)] == work.labels
 
 
-def test_a_full_model_is_pushed_under_the_folders_name(hub, work, tmp_path):  # noqa: F811
+def test_a_full_model_is_pushed_under_the_folders_name(hub, work, tmp_path):
     out = adapt(work, tmp_path / "s2e-full", "fine_tune", push_to_hub=True, max_train_steps=1)
     sent = head(hub, f"{hub.user}/s2e-full")
     assert sent["model.safetensors"] == (out / "model.safetensors").read_bytes()
     assert json.loads(sent["config.json"])["repo_id"] == f"{hub.user}/s2e-full"
 
 
-def test_a_wrong_token_is_noticed_before_the_training(hub, work, tmp_path):  # noqa: F811
+def test_a_wrong_token_is_noticed_before_the_training(hub, work, tmp_path):
     with pytest.raises(SystemExit, match=r"--push_to_hub: cannot log in: .*token"):
         adapt(work, tmp_path / "out", push_to_hub=True, hub_token="hf_wrong")
     assert not (tmp_path / "out").exists()
@@ -321,23 +330,75 @@ def test_evaluate_on_another_corpus_needs_the_label_map(work, adapter_repo, tmp_
             evaluate(work, tmp_path / "out", **flags)
 
 
-def test_a_bases_speakers_are_classes_too(work, tmp_path):
+def test_a_bases_speakers_are_classes_too(work, pretrain, tmp_path):
     base = tmp_path / "base"
     flags = SPEAKERS | {"num_train_epochs": 1, "per_device_train_batch_size": 2}
-    script("pretrain").main(work.flags(output_dir=base, **flags))
+    pretrain.main(work.flags(output_dir=base, **flags))
     corpus = own_corpus(tmp_path / "own", ["spk00", "spk01"])
     result, _ = evaluate(work, tmp_path / "out", **(corpus | {"model_name_or_path": base, "max_eval_samples": 3}))
     assert result["utterances"] == 3 and result["classes"] == ["spk00", "spk01", "spk02"]
 
 
+@pytest.mark.parametrize(
+    "tested, of_adapter, of_base, unseen",
+    [
+        ("ravdess", "emodb", "speechocean762", True),
+        ("ravdess,cremad", "emodb", "speechocean762", True),
+        ("emodb", "emodb", "speechocean762", False),
+        ("ravdess, emodb", "emodb", "speechocean762", False),
+        ("speechocean762", "emodb", "speechocean762", False),
+        ("folder", "emodb", "speechocean762", None),  # anybody's recordings
+        ("my.package:Corpus", "emodb", "speechocean762", None),
+        ("ravdess", "hub", "speechocean762", None),
+        ("ravdess", "emodb", "folder", None),
+        ("ravdess", "emodb", None, None),
+        ("ravdess", None, "speechocean762", None),
+    ],
+)
+def test_speakers_are_unseen_only_where_that_can_be_known(work, tmp_path, tested, of_adapter, of_base, unseen):
+    def says(folder, corpus, method):
+        if corpus:
+            (folder / "training.json").write_text(json.dumps({"corpora": [{"name": corpus}], "method": method}))
+
+    evaluate, base, adapter = script("evaluate"), tmp_path / "base", tmp_path / "adapter"
+    save_base(base)
+    model = S2EForAudioClassification.from_pretrained(base)
+    model.add_adapter("toy", work.labels)
+    model.save_adapter(adapter, "toy")
+    says(base, of_base, "speaker classification")
+    says(adapter, of_adapter, "residual_adapter")
+    args = evaluate.Arguments(corpus=tested, model_name_or_path=str(adapter))
+    assert evaluate.speakers_unseen(args) is unseen
+
+
+def test_a_fine_tuned_model_does_not_say_what_its_base_was_trained_on(tmp_path):
+    evaluate = script("evaluate")
+    for method, unseen in {"fine_tune": None, "plain": True, "speaker classification": True}.items():
+        facts = {"corpora": [{"name": "emodb"}], "method": method}
+        (tmp_path / "training.json").write_text(json.dumps(facts))
+        args = evaluate.Arguments(corpus="ravdess", model_name_or_path=str(tmp_path))
+        assert evaluate.speakers_unseen(args) is unseen
+        args.corpus = "emodb"
+        assert evaluate.speakers_unseen(args) is False
+
+
+def test_what_was_recognised_has_a_hash_where_some_speakers_are_unknown(work):
+    module = script("evaluate")
+    speakers = [None, *list(work.corpus["speaker"])[1:]]
+    corpus = work.corpus.remove_columns("speaker").add_column("speaker", speakers)
+    assert (
+        module.hash_of(corpus) == module.hash_of(work.corpus.remove_columns("speaker")) != module.hash_of(work.corpus)
+    )
+
+
 # ---- pretrain
 
 
-def test_pretrain_takes_several_corpora_and_says_what_it_learned(work, tmp_path):
+def test_pretrain_takes_several_corpora_and_says_what_it_learned(work, pretrain, tmp_path):
     other = work.folder / "other"
     flags = SPEAKERS | {"held_out_speakers": 2, "speaker_seed": 3, "num_speakers": 3, "repo_id": "me/base"}
     flags |= {"corpus": "toy,toy", "data_dir": f"{work.folder},{other}", "per_device_train_batch_size": 2}
-    script("pretrain").main(work.flags(output_dir=tmp_path, **flags))
+    pretrain.main(work.flags(output_dir=tmp_path, **flags))
     evaluation, facts = read(tmp_path / "run" / "evaluation.json"), read(tmp_path / "training.json")
     assert evaluation["speakers"] == 3 and evaluation["unseen_speakers"] == 2
     assert 0 <= evaluation["equal_error_rate"] <= 1 and 0 <= evaluation["held_out_accuracy"] <= 1
@@ -349,13 +410,12 @@ def test_pretrain_takes_several_corpora_and_says_what_it_learned(work, tmp_path)
     assert "Verification of 2 unseen speakers" in (tmp_path / "README.md").read_text()
 
 
-def test_too_few_speakers(work, tmp_path):
+def test_too_few_speakers(work, pretrain, tmp_path):
     with pytest.raises(SystemExit, match=r"--num_speakers 9: the corpus has 3 speakers"):
-        script("pretrain").main(work.flags(output_dir=tmp_path, **SPEAKERS, num_speakers=9))
+        pretrain.main(work.flags(output_dir=tmp_path, **SPEAKERS, num_speakers=9))
 
 
-def test_the_equal_error_rate_of_known_embeddings(work, monkeypatch):
-    pretrain = script("pretrain")
+def test_the_equal_error_rate_of_known_embeddings(pretrain, monkeypatch):
     speakers, rng = [f"s{i % 4}" for i in range(40)], np.random.default_rng(0)
     task = type("Task", (), {"utterances": range(40)})
     for spread, low, high in [(0.01, 0.0, 0.001), (100.0, 0.4, 0.6)]:
@@ -364,9 +424,29 @@ def test_the_equal_error_rate_of_known_embeddings(work, monkeypatch):
         assert low <= pretrain.equal_error_rate(None, task, speakers, torch.device("cpu")) <= high
 
 
+def test_no_equal_error_rate_where_nobody_is_heard_twice(work, pretrain):
+    model = work.model()
+    speakers = list(work.corpus["speaker"])
+    once = [speakers.index(name) for name in sorted(set(speakers))]
+    split = pretrain.Split(["a"], list(range(24)), [], once)
+    rest = (model, work.corpus, work.store, split, [0] * 24, torch.device("cpu"))
+    assert "equal_error_rate" not in pretrain.report(*rest)
+    split.unseen.append(once[0] + 1)
+    assert 0 <= pretrain.report(*rest)["equal_error_rate"] <= 1
+
+
 # ---- launchers
 
 
+@pytest.mark.parametrize("name", ["adapt", "pretrain", "evaluate"])
+def test_help_says_what_is_unverified_and_what_is_without_effect(name):
+    module = script(name)
+    assert "NCCL" in module.__doc__ and "unverified" in module.__doc__
+    helps = {setting.name: setting.metadata.get("help", "") for setting in fields(module.Arguments)}
+    assert "Without effect with --decode once" in helps["dataloader_num_workers"]
+
+
+@pytest.mark.slow
 def test_accelerate_launch(work, tmp_path):
     """Each script through `accelerate launch`, the next on what the one before wrote."""
     launch = [*LAUNCH, "--num_processes", "1"]
@@ -381,6 +461,7 @@ def test_accelerate_launch(work, tmp_path):
     assert "adapter on 24 utterances of toy" in said and (tmp_path / "out" / "evaluation.json").is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(work, tmp_path):
     """With batch norm frozen; where it learns, each process normalises by its share of the batch."""
     run([*TORCHRUN, str(ROOT / "tests" / "two_processes.py"), str(work.folder), str(tmp_path)])
@@ -397,6 +478,7 @@ def test_two_processes_learn_what_one_learns(work, tmp_path):
         assert [row["step"] for row in two["history"]] == [row["step"] for row in history]
 
 
+@pytest.mark.slow
 def test_two_processes_resume_and_evaluate(work, adapter_repo, tmp_path):
     """Checkpoints by two processes; utterances of an evaluation shared out."""
     flags = {"method": "residual_adapter", "model_name_or_path": work.adapter, "checkpointing_steps": 2}
@@ -416,3 +498,41 @@ def test_two_processes_resume_and_evaluate(work, adapter_repo, tmp_path):
     found = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
     assert list(found["utterance"]) == list(expected["utterance"])
     assert np.allclose(np.stack(found["posterior"]), np.stack(expected["posterior"]), atol=1e-5)
+
+
+# ---- what is checked before the corpus is read, and before it is decoded
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"method": "adaptor"}, "method is 'adaptor', but must be one of"),
+        ({"model_name_or_path": None}, "give --model_name_or_path"),
+        ({"output_dir": "a file"}, "cannot be written to"),
+    ],
+)
+def test_what_can_be_known_is_refused_before_the_corpus_is_read(work, tmp_path, monkeypatch, change, said):
+    adapt = script("adapt")
+    monkeypatch.setattr(adapt, "load_corpora", lambda *args: pytest.fail("the corpus was read"))
+    (tmp_path / "a file").write_text("here already")
+    flags = {"method": "fine_tune", "model_name_or_path": work.plain, "output_dir": "out"} | change
+    flags["output_dir"] = tmp_path / flags["output_dir"]
+    with pytest.raises(SystemExit, match=said):
+        adapt.main(work.flags(**{name: value for name, value in flags.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"model_name_or_path": "nobody/nothing"}, "nobody/nothing"),
+        ({"eval_speakers": "nobody"}, "no .'nobody'. in the corpus"),
+        ({"labels": "angry,sad,envious"}, "envious"),
+        ({"max_train_samples": 1}, "is left to train on"),
+    ],
+)
+def test_what_the_index_tells_is_refused_before_audio_is_decoded(work, tmp_path, monkeypatch, change, said):
+    adapt = script("adapt")
+    monkeypatch.setattr(adapt, "decode", lambda *args: pytest.fail("audio was decoded"))
+    flags = {"method": "fine_tune", "model_name_or_path": work.plain, "output_dir": tmp_path / "out"} | change
+    with pytest.raises(SystemExit, match=said):
+        adapt.main(work.flags(**flags))

@@ -1,6 +1,5 @@
 """docs/training.md: its commands can be read by their scripts, its figures are the measurement's."""
 
-import importlib.util
 import json
 import re
 import shlex
@@ -8,21 +7,15 @@ import sys
 
 import pytest
 from conftest import ROOT
-from training_tools import script
+from training_tools import BENCHMARKS, script
 
 from hf_s2e.training.arguments import parse_arguments
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # and accelerate forgets the precisions measured
 PAGE = ROOT / "docs" / "training.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 LINES = "".join(re.findall(r"```bash\n(.*?)```", TEXT, re.S)).replace("\\\n", " ").splitlines()
 COMMANDS = [shlex.split(line) for line in LINES]
-
-
-def benchmark():
-    spec = importlib.util.spec_from_file_location("training_speed", ROOT / "benchmarks" / "training_speed.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "accelerate"], ids=lambda c: c[2])
@@ -62,7 +55,7 @@ def test_links_lead_somewhere():
 
 def test_the_speeds_are_those_that_were_measured():
     measured = json.loads((ROOT / "results" / "training_speed" / "cpu.json").read_text())
-    assert benchmark().markdown(measured) in TEXT
+    assert script("training_speed", BENCHMARKS).markdown(measured) in TEXT
     speed = {(row["method"], row["precision"], row["variant"]): row for row in measured["rows"]}
     assert speed["residual_adapter", "fp32", "kept memory"]["loop"] >= 8  # the goal on two cores
     for precision in ("fp32", "bf16"):  # adapting is cheaper than training everything
@@ -70,11 +63,12 @@ def test_the_speeds_are_those_that_were_measured():
         assert adapter["network"] > 1.1 * plain["network"]
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
     out = tmp_path / "speed.json"
     flags = ["--batch_size", "1", "--steps", "1", "--methods", "bn_only", "--loop", "--output", str(out)]
     monkeypatch.setattr(sys, "argv", ["training_speed.py", *flags])
-    module = benchmark()
+    module = script("training_speed", BENCHMARKS)
     module.main()
     rows = json.loads(out.read_text())["rows"]
     assert len(rows) >= 3 and rows[0]["ratio"] == 1 and all(row["both"] > 0 for row in rows)

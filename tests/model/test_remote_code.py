@@ -96,6 +96,7 @@ def run_without_the_package(folder: Path, script: str) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.slow
 def test_repos_work_without_the_package(repos):
     folder, _, posteriors = repos
     result = run_without_the_package(folder, SCRIPT)
@@ -111,6 +112,7 @@ def test_repos_work_without_the_package(repos):
         assert torch.equal(one(segments(2)).logits, other(segments(2)).logits)
 
 
+@pytest.mark.slow
 def test_code_runs_only_where_it_is_trusted(repos):
     script = """
 import sys

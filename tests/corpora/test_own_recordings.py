@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from numpy import zeros
 
-from hf_s2e.corpora import CorpusError, CorpusWarning, load_corpus, unite
+from hf_s2e.corpora import CorpusError, CorpusWarning, unite
 from hf_s2e.evaluation.protocols import make_protocol
 from hf_s2e.training.wave_store import WaveStore
 
@@ -28,14 +28,6 @@ def plant(tmp_path):
         return tmp_path / "own"
 
     return plant_files
-
-
-@pytest.fixture
-def load(tmp_path):
-    def load_here(name, data_dir=None, **options):
-        return load_corpus(name, data_dir, cache_dir=tmp_path / "cache", **options)
-
-    return load_here
 
 
 def labels_of(corpus):

@@ -15,6 +15,7 @@ HELD_OUT = ("03", "08")  # a man and a woman of ten speakers
 STEPS, BATCH, RATE = 15, 28, 0.05  # four clips of each emotion a step
 
 
+@pytest.mark.slow
 def test_emotions_of_unseen_speakers(s2e_data):
     clips = sorted((s2e_data / "emodb" / "wav").glob("*.flac"))  # SSxxxEv: speaker, text, emotion, version
     if len(clips) != 535:

@@ -379,6 +379,7 @@ def test_bf16_autocast_gives_about_the_same_gradients():
     assert (rough - exact).norm() < 0.3 * exact.norm()  # batch norm of few numbers; a wrong branch gives over 1
 
 
+@pytest.mark.slow
 def test_a_compiled_training_step_is_the_eager_one():
     model, x, labels = adapter_in_training(), segments(4), torch.arange(4) % 3
     eager = frozen_step(copy.deepcopy(model), x, labels)
