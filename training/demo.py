@@ -1,6 +1,6 @@
 """The whole job once: adapt the speaker-trained base, write the adapter repo, classify unseen speakers.
 
-    python training/demo.py [--corpus toy] [--data_dir DIR] [--output_dir out/demo]
+    python training/demo.py [--corpus toy] [--data_dir DIR] [--base campplus] [--output_dir out/demo]
 
 With no data at hand the corpus is `toy`, which the package makes itself: for trying things out, not a
 result. The speakers named in HELD_OUT (by default the last two) take no part in the training.
@@ -25,16 +25,23 @@ from hf_s2e.training.arguments import split_names
 from hf_s2e.training.inputs import speakers_of
 from hf_s2e.training.runtime import readable_errors
 
-BASE = Path(__file__).resolve().parents[1] / "hub_cards" / "s2e-resnet20-adapter"
+ROOT = Path(__file__).resolve().parents[1]
+BASES = {"resnet20": "s2e-resnet20-adapter", "campplus": "s2e-campplus"}
 HELD_OUT = {"emodb": "03,08", "ravdess": "01,02,03,04"}  # a man and a woman of EmoDB
 # Few and strong steps instead of the paper's 30 epochs: what two CPU cores do in some two minutes
-SETTINGS = {"learning_rate": 0.02, "per_device_train_batch_size": 16, "lr_scheduler_type": "cosine"}
+SETTINGS = {
+    "resnet20": {"learning_rate": 0.02, "per_device_train_batch_size": 16, "lr_scheduler_type": "cosine"},
+    "campplus": {"recipe": ROOT / "training" / "recipes" / "campplus.yaml", "per_device_train_batch_size": 16},
+}
 EPOCHS = {"toy": 5}
 
 
 def adapt(args: argparse.Namespace, held_out: str, folder: Path) -> None:
     """training/adapt.py, started as a user would; its failure ends the demo with its exit code."""
-    settings = SETTINGS | {"num_train_epochs": EPOCHS.get(args.corpus, 1)}
+    settings = SETTINGS[args.base] | {"num_train_epochs": EPOCHS.get(args.corpus, 1)}
+    base = ROOT / "hub_cards" / BASES[args.base]
+    if not (base / "model.safetensors").is_file():
+        sys.exit(f"{base} has no weights yet: `make base-campplus` gets them, once")
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += [
         "--num_processes",
@@ -49,7 +56,7 @@ def adapt(args: argparse.Namespace, held_out: str, folder: Path) -> None:
     # accelerate gives a process one thread, unless told otherwise
     command += ["--num_cpu_threads_per_process", str(os.cpu_count() or 1)]
     command += [str(Path(__file__).with_name("adapt.py")), "--method", "residual_adapter"]
-    command += ["--corpus", args.corpus, "--model_name_or_path", str(BASE), "--output_dir", str(folder)]
+    command += ["--corpus", args.corpus, "--model_name_or_path", str(base), "--output_dir", str(folder)]
     command += ["--eval_speakers", held_out] + (["--data_dir", args.data_dir] if args.data_dir else [])
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     print("$", " ".join(command), flush=True)
@@ -70,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", default="toy")
     parser.add_argument("--data_dir")
+    parser.add_argument("--base", default="resnet20", choices=BASES, help="the speaker-trained network")
     parser.add_argument("--held_out", help="speakers to classify afterwards: a,b")
     parser.add_argument("--output_dir", default="out/demo")
     args = parser.parse_args()

@@ -1,8 +1,6 @@
 """Repos on disk and on the Hugging Face Hub: described, published, fetched and found. Loaded on first use.
 
->>> from hf_s2e.hub import Repo, pull, push
->>> push(["hub_cards"], "your-team", dry_run=True)
->>> repo = Repo(pull("your-team/s2e-emodb"))
+docs/hub.md shows how they are used, and is run by a test.
 """
 
 import importlib

@@ -31,6 +31,7 @@ FUNCTIONS = [load_audio, read_blocks, load_corpus, make_protocol, scores, paired
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_print_what_they_show(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some write files
+    (tmp_path / "hub_cards").symlink_to(PACKAGE.parent / "hub_cards")
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     found = doctest.testmod(importlib.import_module(name), extraglobs=GIVEN, optionflags=flags)
     assert found.attempted and not found.failed

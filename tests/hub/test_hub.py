@@ -1,6 +1,5 @@
 """Publishing, downloading and finding adapters, against a Hub on localhost (local_hub.py)."""
 
-import doctest
 import json
 import os
 import shutil
@@ -747,16 +746,6 @@ def test_cache_answers_as_each_adapter_alone(cache, three, repos):
             torch.testing.assert_close(cache.model(SEGMENT, adapter_names=names).logits, expected)
         assert len(cache.model.adapter_names) == len(cache) <= 2
     assert cache.model.active_adapters() == []  # loading changes nothing for those who do not ask
-
-
-def test_the_example_of_the_cache(hub, repos):
-    push([repos], "me")
-    HfApi(endpoint=hub.endpoint).create_tag("me/radio", tag="v2")
-    model = S2EForAudioClassification.from_pretrained("me/base").eval()
-    names = {"AdapterCache": AdapterCache, "model": model, "input_values": SEGMENT[None].expand(3, -1, -1, -1)}
-    names["attention_mask"] = torch.ones(3, 1)
-    (example,) = doctest.DocTestFinder(recurse=False).find(AdapterCache, globs=names)
-    assert len(example.examples) == 3 and doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_cache_lets_go_what_was_used_longest_ago(cache, three):

@@ -1,6 +1,5 @@
 """`Repo`: what a folder holds is what the model loaded from it says, and what is not whole is refused."""
 
-import doctest
 import json
 import shutil
 from pathlib import Path
@@ -104,12 +103,6 @@ def test_repos_are_found_bases_first(made, tmp_path):
     assert find_repos(repo)[0] is repo
     with pytest.raises(ValueError, match="no repo here"):
         find_repos(tmp_path)
-
-
-def test_the_example(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    (example,) = doctest.DocTestFinder(recurse=False).find(Repo, globs={"Repo": Repo})
-    assert len(example.examples) == 3 and doctest.DocTestRunner().run(example).failed == 0
 
 
 # ---- its training
