@@ -68,9 +68,6 @@ class Arguments(RepoArguments):
     teacher: list[str] = field(
         default_factory=list, metadata={"help": "NAME[:LAYER] of networks to learn from, folders or Hub ids"}
     )
-    speeds: list[float] = field(
-        default_factory=lambda: [1.0], metadata={"help": "each utterance at all of these speeds; 1 is among them"}
-    )
     num_speakers: int | None = field(default=None, metadata={"help": "train on so many, drawn by --speaker_seed"})
     speaker_seed: int = 0
     min_seconds: float = field(default=20.0, metadata={"help": "leave out speakers with less speech"})
@@ -157,8 +154,6 @@ def learn_from(args: Arguments, task: Task, recipe: Recipe, accelerator: Acceler
     if not args.teacher:
         return []
     needs_decoded(task.store)
-    if 1.0 not in args.speeds or min(args.speeds) < 0.5 or max(args.speeds) > 2:
-        raise TeacherError(f"--speeds {args.speeds}: expected speeds from 0.5 to 2, 1.0 among them.")
     if recipe.random_crop or recipe.speed_perturbation or recipe.mixup:
         raise TeacherError(
             "--teacher says what it hears in fixed segments: leave random_crop, speed_perturbation and mixup out of "
@@ -231,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     with readable_errors():
         config = S2EConfig(remove_dc=args.remove_dc)
         front_end = S2EFrontEnd(**config.front_end)
-        task = Task(store, labels, split.training, front_end, tuple(args.speeds))
+        task = Task(store, labels, split.training, front_end)
         teachers = learn_from(args, task, recipe, accelerator)
         model = new_model(args, split.speakers, teachers)
     accelerator.print(f"{len(split.speakers)} speakers, {len(split.training)} utterances")

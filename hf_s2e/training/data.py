@@ -18,13 +18,12 @@ from .wave_store import WaveStore
 
 @dataclass
 class Task:
-    """What is trained on: audio, its labels, which utterances, and at which speeds each of them."""
+    """What is trained on: audio, its labels, and which utterances."""
 
     store: WaveStore | LazyStore
     labels: Sequence[int]
     utterances: Sequence[int]
     front_end: S2EFrontEnd
-    speeds: Sequence[float] = (1.0,)
 
 
 class SegmentDataset(Dataset):
@@ -98,7 +97,7 @@ def segments_of(task: Task, recipe: Recipe, seed: int) -> SegmentDataset:
         task.front_end,
         random_crop=recipe.random_crop,
         speed_perturbation=recipe.speed_perturbation,
-        speeds=task.speeds,
+        speeds=recipe.speeds,
         seed=seed,
     )
 

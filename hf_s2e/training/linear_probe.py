@@ -19,8 +19,8 @@ def fit_head(model: S2EForAudioClassification, task: Task, recipe: Recipe, devic
     cross entropies, and `probe_l2 / 2` times the squared weights.
     """
     head = model.heads[model.config.active_domain]
-    segments = run_segments(model, task, device=device, output="embeddings")
-    labels = torch.tensor([task.labels[row] for row in task.utterances])
+    segments = run_segments(model, task, device=device, output="embeddings", speeds=recipe.speeds)
+    labels = torch.tensor([task.labels[row] for row in task.utterances]).repeat(len(recipe.speeds))
     labels = labels.repeat_interleave(torch.tensor([len(one) for one in segments])).to(device)
     embeddings = torch.cat(segments).to(device)
     if head.norm is not None:

@@ -256,7 +256,6 @@ def _settings(
         "frozen filters": _frozen_sha256(model),
         "utterances": tensors_sha256({"rows": rows, "lengths": lengths}),  # of whatever corpus lies there
         "labels": tensors_sha256({"labels": labels}),
-        "speeds": list(task.speeds),
         "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
         "mixed_precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,

@@ -72,6 +72,8 @@ class Recipe:
     freq_mask: int = 0
     time_mask: int = 0
     num_masks: int = 1
+    # each utterance comes at all of these speeds, with segments of its own; 1 is among them
+    speeds: list[float] = field(default_factory=lambda: [1.0])
     # 0.1: each segment is played at a speed between 0.9 and 1.1
     speed_perturbation: float = 0.0
     # white noise at a signal-to-noise ratio between this many dB and 20 dB more; None is no noise
@@ -105,7 +107,8 @@ class Recipe:
 
 def _expected(name: str, kind: Any) -> tuple[str, Any]:
     """What a setting must be, in words and as a test; `kind` is its type in [`Recipe`]."""
-    kind = next((part for part in get_args(kind) if part is float or part is str), kind)  # of `float | None`
+    if type(None) in get_args(kind):  # `float | None`
+        kind = next(part for part in get_args(kind) if part is not type(None))
     if name in _CHOICES:
         return f"one of {_CHOICES[name]}", lambda value: value in _CHOICES[name]
     if kind == list[int]:
@@ -113,11 +116,20 @@ def _expected(name: str, kind: Any) -> tuple[str, Any]:
             "a list of epochs, whole numbers from 1",
             lambda value: isinstance(value, list) and all(_is_number(epoch, int) and epoch >= 1 for epoch in value),
         )
+    if kind == list[float]:
+        return (
+            "a list of numbers from 0.5 to 2, 1.0 among them",
+            lambda value: isinstance(value, list) and 1 in value and all(_is_speed(one) for one in value),
+        )
     if kind in (bool, str):
         return {bool: "true or false", str: "a name"}[kind], lambda value: isinstance(value, kind)
     words, inside = _RANGES.get(name, _NOT_NEGATIVE)
     what = "a whole number" if kind is int else "a number"
     return f"{what}, {words}", lambda value: _is_number(value, kind) and inside(value)
+
+
+def _is_speed(value: Any) -> bool:
+    return _is_number(value, float) and 0.5 <= value <= 2
 
 
 def _is_number(value: Any, kind: type) -> bool:
