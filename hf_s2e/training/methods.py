@@ -49,6 +49,8 @@ METHODS = {
     "adapter_only": Method("adapter", ("alpha", "bn", "fc"), use_shared=False, adapter_inits=("source", "kaiming")),
     "bn_only": Method("adapter", ("bn", "fc"), adapter_inits=("source",)),
 }
+MAIN_METHODS = ("plain", "fine_tune", "residual_adapter")  # the paper's claim is about these
+TABLE_METHODS = tuple(name for name in METHODS if name != "residual_adapter_source")
 
 
 def build_model(
