@@ -22,7 +22,7 @@ install: .venv/installed
 demo: install $(if $(filter campplus,$(BASE)),base-campplus)
 	$(BIN)/python training/demo.py --corpus $(CORPUS) $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(if $(BASE),--base $(BASE))
 
-# From nothing but a corpus to its table in results/, and docs/results.md; goes on where it stopped:
+# From nothing but a corpus to its table in results/, and docs/results.md; resumes where it was stopped:
 # make results CORPUS=emodb DATA_DIR=... [METHODS=plain,fine_tune] [PROTOCOL=5fold] [RUNS=5] [LABELS=sad,happy]
 #     [RECIPE=FILE] [BASE=DIR] [PLAIN_BASE=DIR] [OUT=DIR] [ACCELERATE='--mixed_precision bf16'] [CV_FLAGS=...]
 given = $(if $($(1)),--$(2)='$($(1))')
@@ -32,7 +32,7 @@ RESULTS_FLAGS = $(call given,DATA_DIR,data_dir) $(call given,METHODS,methods) $(
 results: install $(if $(filter toy,$(CORPUS)),,.venv/bench)
 	$(BIN)/python training/results.py --corpus $(CORPUS) $(RESULTS_FLAGS) $(CV_FLAGS)
 
-# All of docs/results.md, most important first, going on where it stopped; hours on a GPU. DATA holds the corpora:
+# All of docs/results.md, most important first, resuming where it was stopped; hours on a GPU. DATA holds the corpora:
 # make experiments DATA=... [ONLY=emodb,ravdess] [ACCELERATE='--mixed_precision bf16 --dynamo_backend inductor']
 experiments: install .venv/bench
 	$(BIN)/python training/experiments.py $(call given,DATA,data_dir) $(call given,ONLY,only) \

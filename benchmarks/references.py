@@ -12,7 +12,7 @@ gets
     references.json     name -> {"ua", "wa", "measured": true, ...}, which training/cross_validate.py reads
     references.parquet  the predictions, in the form of predictions.parquet
     protocol.json       the folds
-    references.md       all of it with intervals and, where OUT has predictions.parquet, paired tests with those
+    references.md       all of it with intervals and, where OUT has whole runs of networks, paired tests with those
 
 and may be the folder of a cross-validation with the same corpus and protocol. Needs no network once
 `pip install 'hf-s2e[bench]'` has run. Of that extra: openSMILE may be used for research and teaching, not in
@@ -42,8 +42,10 @@ from hf_s2e.evaluation.protocols import Protocol
 from hf_s2e.evaluation.reports import markdown_table, summarize
 from hf_s2e.model.atomic_write_s2e import atomic_write
 from hf_s2e.training.arguments import ProtocolArguments
+from hf_s2e.training.fold_runs import collect
 from hf_s2e.training.inputs import read_corpus, read_protocol, store_folder
 from hf_s2e.training.output import prediction_table, write_json
+from hf_s2e.training.result_folder import RUNS, ResultFolder
 from hf_s2e.training.runtime import readable_errors
 from hf_s2e.training.wave_store import FULL_SCALE, WaveStore
 
@@ -260,11 +262,11 @@ def write_references(folder: Path, predictions: pd.DataFrame, facts: dict, proto
     sizes = {name: pairs * (one["features"] + 1) if one["features"] else 0 for name, one in facts.items()}
     about = {"recipe": CLASSIFIER, "base": "none"}
     predicted = predictions
-    if (folder / "summary.json").is_file() and (folder / "predictions.parquet").is_file():
+    if (folder / "summary.json").is_file() and (folder / RUNS).is_file():
         known = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         about = {key: known[key] for key in about} | {"starts": known.get("starts")}
-        sizes |= {name: row["trained_parameters"] for name, row in known["methods"].items()}
-        predicted = pd.concat([predictions, pd.read_parquet(folder / "predictions.parquet")])
+        networks, trained = collect(ResultFolder(folder), protocol)
+        predicted, sizes = pd.concat([predictions, networks]), sizes | trained
     summary = summarize(predicted, **common, **about, trained_parameters=sizes)
     summary["paired"] = [pair for pair in summary["paired"] if pair["a"] in facts and pair["b"] not in facts]
     scores = {name: summary["methods"][name] for name in facts}

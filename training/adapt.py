@@ -7,7 +7,7 @@ The recipe is the paper's for emotion corpora (section IV-B) unless `--recipe FI
 otherwise. With `--eval_speakers 03,08` these speakers are left out of the training and recognised afterwards.
 OUT is the repo itself; checkpoints, logs, arguments, environment, history and evaluation lie in OUT/run and are
 never published. A repo in OUT is written over, but a new run with --checkpointing_steps refuses an OUT that holds
-checkpoints of an earlier one: go on from them with --resume_from_checkpoint latest, or delete them.
+checkpoints of an earlier one: resume from them with --resume_from_checkpoint latest, or delete them.
 
 Several GPUs (`accelerate launch --multi_gpu`, NCCL) are built for, but unverified: only processes on CPUs were tried.
 Where batch norm learns, several processes differ from one: each normalises by its own share of the batch.

@@ -4,17 +4,18 @@
         --methods plain,fine_tune,residual_adapter --model_name_or_path hub_cards/s2e-resnet20-adapter \
         --plain_model_name_or_path hub_cards/s2e-resnet20-plain --output_dir OUT
 
-Each fold-run is kept in OUT/folds when it is finished, and the processes share them out; started again, the
-job goes on with those that are missing. OUT/settings.json guards the folder: another corpus, protocol, recipe
-or base is refused, further methods and runs are added, and the tables show all that are whole. With
-`--candidates a.yaml,b.yaml` each fold chooses its recipe by the UA on validation speakers, without its test
-speakers; those runs are kept in OUT/inner. OUT/audit.json says what a model may score by without hearing the
-emotion.
+The processes share the fold-runs out. Each is kept in OUT/running as soon as it is finished; when the call ends they
+are merged into OUT/predictions.parquet and OUT/runs.json. Started again, the job resumes with those that are missing.
+OUT/settings.json guards the folder and holds the commands that made it: another corpus, protocol, recipe or base is
+refused, further methods and runs are added, and the tables show all runs that are whole. With `--candidates
+a.yaml,b.yaml` each fold chooses its recipe by the UA on validation speakers, without its test speakers; those runs
+are kept in OUT/validation.parquet. OUT/audit.json has the trivial baselines: what a model may score by without hearing
+the emotion.
 """
 
 import hashlib
 import json
-import os
+import shlex
 import sys
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -28,7 +29,6 @@ from datasets import Dataset
 from hf_s2e.evaluation.audit import audit
 from hf_s2e.evaluation.protocols import Protocol, choice_protocol
 from hf_s2e.evaluation.reports import latex_table, markdown_table, summarize
-from hf_s2e.evaluation.results import finished_folds
 from hf_s2e.model.adapter_files_s2e import tensors_sha256
 from hf_s2e.training.arguments import ProtocolArguments, RunArguments, domain_of, parse_arguments, split_names
 from hf_s2e.training.fold_runs import (
@@ -43,17 +43,20 @@ from hf_s2e.training.fold_runs import (
 from hf_s2e.training.inputs import draw, make_task, read_corpus, read_protocol
 from hf_s2e.training.lazy_store import LazyStore
 from hf_s2e.training.loop import train
-from hf_s2e.training.methods import METHODS, build_model
+from hf_s2e.training.methods import MAIN_METHODS, METHODS, build_model
 from hf_s2e.training.output import prediction_table, write_json
 from hf_s2e.training.predict import predict
 from hf_s2e.training.recipe import Recipe, read_recipe
+from hf_s2e.training.result_folder import ResultFolder, portable
 from hf_s2e.training.runtime import environment, make_accelerator, readable_errors
 from hf_s2e.training.wave_store import WaveStore
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
 class Arguments(RunArguments, ProtocolArguments):
-    methods: str = field(default="plain,fine_tune,residual_adapter", metadata={"help": ", ".join(METHODS)})
+    methods: str = field(default=",".join(MAIN_METHODS), metadata={"help": ", ".join(METHODS)})
     runs: int = 5
     model_name_or_path: str | None = field(default=None, metadata={"help": "the speaker-trained base"})
     plain_model_name_or_path: str | None = field(
@@ -68,6 +71,9 @@ class Arguments(RunArguments, ProtocolArguments):
     )
     per_device_eval_batch_size: int = 128
     report_only: bool = field(default=False, metadata={"help": "write the tables of the runs that are finished"})
+    command: str | None = field(
+        default=None, metadata={"help": "what settings.json says that it was run by; by default this command line"}
+    )
 
 
 @dataclass
@@ -84,7 +90,7 @@ class Study:
 
     def __post_init__(self) -> None:
         self.made_by = {"environment": environment(self.accelerator)}  # now: files may change while it trains
-        self.folder = Path(self.args.output_dir)
+        self.folder = ResultFolder(self.args.output_dir)
         self.methods = split_names(self.args.methods)
         self.classes = self.dataset.features["label"].names
 
@@ -115,75 +121,83 @@ def name_of(recipe: Recipe, file: str | None) -> str:
     return name if recipe == unchanged else f"{name}-changed"
 
 
+def launch_command(accelerator: Accelerator, argv: list[str]) -> str:
+    """The command that started this, as it may be published."""
+    state, backend = accelerator.state, accelerator.state.dynamo_plugin.backend
+    flags = {"num_processes": state.num_processes, "mixed_precision": state.mixed_precision}
+    flags["dynamo_backend"] = backend.value.lower()
+    launch = [f"--{name}={value}" for name, value in flags.items() if value not in (1, "no")]
+    return shlex.join(["accelerate", "launch", *launch, "training/cross_validate.py", *portable(argv, ROOT)])
+
+
 def base_of(method: str, args: Arguments) -> str | None:
     """One base for all, or `--plain_model_name_or_path` for the methods that make no adapter, where it is given."""
     plain = None if METHODS[method].makes_adapter else args.plain_model_name_or_path
     return plain or args.model_name_or_path
 
 
-def published(place: str | None) -> str | None:
-    """A path from here, as results may be published; a Hub id as it is."""
-    return os.path.relpath(place) if place and Path(place).exists() else place
-
-
-def sources_of(args: Arguments, recipes: dict[str, Recipe]) -> dict:
-    """Where recipe and bases were found, and what flags changed: for the command that makes it."""
-    files, changes = split_names(args.candidates or "") or [args.recipe], {}
-    for file, recipe in zip(files, recipes.values()):
-        given = asdict(Recipe(**read_recipe(file)) if file else Recipe())
-        changes |= {name: value for name, value in asdict(recipe).items() if value != given[name]}
-    places = {"recipe": args.recipe, "adapter": args.model_name_or_path, "plain": args.plain_model_name_or_path}
-    noted = {name: published(place) for name, place in places.items() if place} | {"recipe_changes": changes}
-    others = {name: getattr(args, name) for name in ("recipe_name", "corpus_options", "not_strict")}
-    return noted | {name: value for name, value in others.items() if value not in (None, "{}", False)}
-
-
-def check_settings(folder: Path, settings: dict, starts: dict[str, dict], sources: dict) -> None:
+def check_settings(
+    folder: ResultFolder, settings: dict, starts: dict[str, dict], bases: dict[str, str], commands: list[str]
+) -> None:
     """Write what all results in the folder share; where there are some, compare it, and add further methods.
 
     Args:
         settings: the same for every method.
         starts: for each method, the network that it starts from.
-        sources: what is noted and not compared.
+        bases: as `bases_by_kind` names them; noted and not compared, as `commands` are.
 
     Raises:
         SystemExit: the folder holds results made with other settings; the message says which differ.
     """
-    file = folder / "settings.json"
-    found = json.loads(file.read_text()) if file.is_file() else {"starts": {}}
-
-    def trained(method: str = "*", where: tuple = ("folds", "inner")) -> bool:
-        return any(any(folder.glob(f"{one}/**/{method}--*.parquet")) for one in where)
-
+    file = folder.path / "settings.json"
+    found, runs = json.loads(file.read_text()) if file.is_file() else {}, folder.finished().values()
+    trained = {facts["method"] for facts in runs}
+    if found:
+        found["recipe"] = with_defaults(found["recipe"])
     differing = [key for key in settings if found.get(key) != settings[key]]
-    if "candidates" in found and "candidates" in settings and not trained(where=("folds",)):
+    choosing = "candidates" in found and "candidates" in settings
+    if choosing and all(facts["part"] == "validation" for facts in runs):
         # nothing rests on the choice yet: other recipes may join or leave, while those of one name are the same
-        kept = {name: one for name, one in found["recipe"].items() if any(folder.glob(f"inner/{name}/*.parquet"))}
+        kept = {name: one for name, one in found["recipe"].items() if name in {facts["recipe"] for facts in runs}}
         settings["recipe"] = kept | settings["recipe"]
         same = all(settings["recipe"][name] == recipe for name, recipe in kept.items())
         differing = [key for key in differing if key != "candidates" and not (key == "recipe" and same)]
-    others = [name for name in starts if found["starts"].get(name, starts[name]) != starts[name]]
-    wrong = differing if trained() else []
-    wrong += [f"start of {name}" for name in others if trained(name.partition(",")[0])]
+    before = found.get("starts", {})
+    others = [name for name in starts if before.get(name, starts[name]) != starts[name]]
+    wrong = differing if trained else []
+    wrong += [f"start of {name}" for name in others if name.partition(",")[0] in trained]
     if wrong:
-        raise SystemExit(f"{folder} holds results with another {', '.join(wrong)}: choose another --output_dir")
+        raise SystemExit(f"{folder.path} holds results with another {', '.join(wrong)}: choose another --output_dir")
     if differing:
-        found = {"starts": {}}
-        (folder / "audit.json").unlink(missing_ok=True)  # of another corpus or protocol
-    noted = {"starts": {**found["starts"], **starts}, "sources": {**found.get("sources", {}), **sources}}
+        found = {}
+        (folder.path / "audit.json").unlink(missing_ok=True)  # of another corpus or protocol
+    noted = {name: found.get(name, {}) | new for name, new in (("starts", starts), ("bases", bases))}
+    noted["commands"] = list(dict.fromkeys([*found.get("commands", ()), *commands]))
     write_json(file, {**settings, **noted})
 
 
-def starts_by_name(folder: Path) -> dict:
+def with_defaults(recipe: dict) -> dict:
+    """A kept recipe, or several by name, with the settings that the package has had since then at their defaults."""
+    if all(isinstance(value, dict) for value in recipe.values()):
+        return {name: with_defaults(one) for name, one in recipe.items()}
+    return asdict(Recipe()) | recipe
+
+
+def bases_by_kind(args: Arguments) -> dict[str, str]:
+    """The names of the bases: "adapter" for all methods, "plain" where those that make no adapter have another."""
+    given = {"adapter": args.model_name_or_path, "plain": args.plain_model_name_or_path}
+    return {kind: Path(base).name for kind, base in given.items() if base}
+
+
+def starts_by_name(folder: ResultFolder) -> dict:
     """What each method starts from, and the base with adapters, or else the plain one, by name."""
-    bases = json.loads((folder / "settings.json").read_text())["sources"]
-    names = {kind: Path(bases[kind]).name for kind in ("adapter", "plain") if kind in bases}
+    names = json.loads((folder.path / "settings.json").read_text())["bases"]
     base, plain = names.get("adapter"), names.get("plain", names.get("adapter"))
     starts = {
         name: "random weights" if one.from_scratch else base if one.makes_adapter else plain
         for name, one in METHODS.items()
     }
-    return {"base": next(iter(names.values()), None), "starts": starts}
+    return {"base": base or plain, "starts": starts}
 
 
 def start_of(method: str, args: Arguments, labels: list[str], recipe: Recipe) -> dict:
@@ -211,11 +225,12 @@ def guard(study: Study) -> None:
     settings["recipe"] = named if choosing else next(iter(named.values()))
     if choosing:
         settings["candidates"] = list(study.recipes)  # of equals the first is taken
-    (study.folder / "folds").mkdir(parents=True, exist_ok=True)
-    check_settings(study.folder, settings, starts, sources_of(args, study.recipes))
-    study.protocol.save(study.folder / "protocol.json")
-    if not (study.folder / "audit.json").is_file():  # what the numbers may be due to; cards sum it up
-        write_json(study.folder / "audit.json", audit(study.dataset, protocol=study.protocol))
+    path = study.folder.path
+    path.mkdir(parents=True, exist_ok=True)
+    check_settings(study.folder, settings, starts, bases_by_kind(args), [] if args.report_only else [args.command])
+    study.protocol.save(path / "protocol.json")
+    if not (path / "audit.json").is_file():  # what the numbers may be due to; cards sum it up
+        write_json(path / "audit.json", audit(study.dataset, protocol=study.protocol))
 
 
 def run_job(study: Study, protocol: Protocol, job: Job) -> tuple[pd.DataFrame, dict]:
@@ -243,26 +258,31 @@ def run_job(study: Study, protocol: Protocol, job: Job) -> tuple[pd.DataFrame, d
         device, batch_size = study.accelerator.device, args.per_device_eval_batch_size
         posteriors = predict(model, task, device=device, batch_size=batch_size)
         where = {"run": job.run, "fold": fold.name, "method": job.method}
+        where |= {"recipe": job.recipe} if job.part == "validation" else {}
         rows.append(prediction_table(dataset, tested, posteriors, **where))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    facts = {"trained_parameters": trained, "recipe": job.recipe, "history": history}
-    return pd.concat(rows), facts | study.made_by
+    return pd.concat(rows), {"trained_parameters": trained, "history": in_columns(history)} | study.made_by
+
+
+def in_columns(history: list[dict]) -> dict[str, list]:
+    """The rows of a history, one an epoch, as columns; six digits of what is not a whole number."""
+    columns = {name: [row[name] for row in history] for row in history[:1] for name in row}
+    return {
+        name: [value if isinstance(value, int) else float(f"{value:.6g}") for value in column]
+        for name, column in columns.items()
+    }
 
 
 def choose(study: Study, inner: Protocol, wanted: list[str], known: list[str]) -> dict:
     """Each fold's recipe by UA on the validation speakers of a `choice_protocol`; the runs of the `wanted`
     methods are finished first."""
-    jobs, chosen_by = (
-        list_choice_jobs(methods, inner, study.recipes, study.folder / "inner") for methods in (wanted, known)
-    )
-    finish_jobs(jobs, study.accelerator, partial(run_job, study, inner), "runs that choose a recipe")
-    files = [published(file) for file in split_names(study.args.candidates)]
-    return choose_recipes(chosen_by, len(study.classes)) | {"files": files}
+    jobs, chosen_by = (list_choice_jobs(methods, inner, study.recipes) for methods in (wanted, known))
+    finish_jobs(jobs, study.folder, study.accelerator, partial(run_job, study, inner), "runs that choose a recipe")
+    return choose_recipes(chosen_by, study.folder, len(study.classes))
 
 
 def write_report(folder: Path, predictions: pd.DataFrame, protocol: Protocol, **facts) -> str:
-    """predictions.parquet, summary.json, the tables and, where matplotlib is there, the plots."""
-    predictions.to_parquet(folder / "predictions.parquet", index=False)
+    """summary.json, the tables and, where matplotlib is there, the plots."""
     known = folder / "references.json"  # written by benchmarks/references.py
     references = json.loads(known.read_text()) if known.is_file() else {}
     if stale := [name for name, one in references.items() if one.get("protocol", protocol.hash) != protocol.hash]:
@@ -288,29 +308,31 @@ def main(argv: list[str] | None = None) -> None:
     recipes = read_candidates(args, argv) or {name_of(recipe, args.recipe): recipe}
     check_numbers(args)
     accelerator = make_accelerator(args)
+    args.command = args.command or launch_command(accelerator, sys.argv[1:] if argv is None else argv)
     dataset, store = read_corpus(accelerator, args)
     with readable_errors():
         protocol = read_protocol(args, dataset)
         inner = choice_protocol(protocol, dataset) if args.candidates else None
     study = Study(args, recipes, accelerator, dataset, store, protocol)
     if accelerator.is_main_process:
+        with readable_errors():
+            study.folder.merge()  # what a call has left that was killed
         guard(study)
     accelerator.wait_for_everyone()
-    before, place = finished_folds(study.folder, protocol), study.folder / "folds"
     wanted = [] if args.report_only else study.methods
-    known = [name for name in METHODS if name in {*wanted, *(method for method, _ in before)}] or study.methods
+    before = {method for method, _ in study.folder.folds_by_run()}
+    known = [name for name in METHODS if name in {*wanted, *before}] or study.methods
     choice = choose(study, inner, wanted, known) if inner else None
     recipe_of = choice["chosen"] if choice else next(iter(recipes))
-    known_jobs = list_jobs(known, protocol, max([args.runs, *(run + 1 for _, run in before)]), recipe_of, place)
     if choice:
-        refuse_other_recipes(known_jobs)
-    jobs = list_jobs(wanted, protocol, args.runs, recipe_of, place)
-    finish_jobs(jobs, accelerator, partial(run_job, study, protocol), "fold-runs")
+        refuse_other_recipes(study.folder, recipe_of)
+    jobs = list_jobs(wanted, protocol, args.runs, recipe_of)
+    finish_jobs(jobs, study.folder, accelerator, partial(run_job, study, protocol), "fold-runs")
     if accelerator.is_main_process:
-        predictions, trained = collect(known_jobs)
+        predictions, trained = collect(study.folder, protocol)
         facts = {"corpus": args.corpus, "recipe": args.recipe_name or ("chosen" if choice else recipe_of)}
         facts |= starts_by_name(study.folder) | {"classes": study.classes, "trained_parameters": trained}
-        print(write_report(study.folder, predictions, protocol, **facts, choice=choice))
+        print(write_report(study.folder.path, predictions, protocol, **facts, choice=choice))
     accelerator.end_training()
 
 

@@ -2,35 +2,35 @@
 
     python training/experiments.py --data_dir DATA [--accelerate='FLAGS'] [--only emodb,plus] [--dry_run]
 
-DATA holds the corpora as folders `emodb`, `ravdess` and `speechocean762`, and, for the stronger base, `more_speakers`
-(with a metadata.csv of file_name and speaker). What is finished is kept, so that it can be stopped at any time and
-started again. Hours on a GPU; on two cores one method takes two to three hours for one leave-one-speaker-out run of
-EmoDB, and everything many days.
+DATA holds the corpora as folders `emodb`, `ravdess` and `speechocean762`, and, for the stronger base,
+`speakers_extra/commonvoice` and `speakers_extra/dspspeech20`. What is finished is kept, so that it can be stopped at
+any time and resumed. Hours on a GPU; on two cores one method takes two to three hours for one leave-one-speaker-out run
+of EmoDB, and everything many days.
 """
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from hf_s2e.evaluation.results import default_protocol, folder_name
+from hf_s2e.evaluation.protocols import default_protocol
 from hf_s2e.training.checkpoints import finished_checkpoints
+from hf_s2e.training.methods import MAIN_METHODS, METHODS, TABLE_METHODS
+from hf_s2e.training.result_folder import folder_name
 
 ROOT = Path(__file__).resolve().parents[1]
 BASES = Path("out/bases")
 RECIPES = Path("training/recipes")
 CANDIDATES = ("paper", "crops", "voices", "voices-light", "voices-long", "voices-mixed", "voices-spread", "all")
-FIRST = "plain,fine_tune,residual_adapter"  # the paper's claim is about these
-ON_BASES = "fine_tune,residual_adapter,feature_extractor,adapter_only,bn_only"  # plain starts from none
-ALL = f"plain,{ON_BASES},residual_adapter_source"
 FOUR = "neutral,angry,happy,sad"
-UNION = {"speechocean762": {}, "folder": {"label": "speaker"}}
+SPEAKERS = {"speechocean762": "speechocean762"}  # corpus -> its folder in DATA
+MORE_SPEAKERS = SPEAKERS | {name: f"speakers_extra/{name}" for name in ("commonvoice", "dspspeech20")}
 
 
-def results(corpus: str, methods: str, **flags) -> list[str]:
-    flags = {"corpus": corpus, "data_dir": f"DATA/{corpus}", "methods": methods, **flags}
+def results(corpus: str, methods: Iterable[str], **flags) -> list[str]:
+    flags = {"corpus": corpus, "data_dir": f"DATA/{corpus}", "methods": ",".join(methods), **flags}
     return ["results.py", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
 
 
@@ -38,36 +38,36 @@ def on_bases(kind: str) -> dict[str, Path]:
     return {"base": BASES / f"s2e-{kind}-adapter", "plain_base": BASES / f"s2e-{kind}-plain"}
 
 
-def pretrain(kind: str, *flags: str) -> list[list[str]]:
+def pretrain(kind: str, corpora: dict[str, str], *flags: str) -> list[list[str]]:
     """The base with adapters, and the plain one; their Hub names tell them from the released ones."""
-    commands = []
+    commands, folders = [], ",".join(f"DATA/{folder}" for folder in corpora.values())
     for name, adapters in (("adapter", "--adapters"), ("plain", "--no-adapters")):
         repo = ["--repo_id", f"hf-s2e/s2e-{kind}-{name}", "--output_dir", str(BASES / f"s2e-{kind}-{name}")]
-        commands.append(["pretrain.py", *flags, adapters, *repo])
+        corpus = ["--corpus", ",".join(corpora), "--data_dir", folders]
+        commands.append(["pretrain.py", *corpus, *flags, adapters, *repo])
     return commands
 
 
 def candidates(corpus: str) -> list[str]:
     files = ",".join(str(RECIPES / "plus" / f"{name}.yaml") for name in CANDIDATES)
     out = f"results/{folder_name(corpus, default_protocol(corpus), 'chosen')}-plus"
-    return [*results(corpus, FIRST, out=out, **on_bases("plus")), "--candidates", files]
+    return [*results(corpus, MAIN_METHODS, out=out, **on_bases("plus")), "--candidates", files]
 
 
 def experiments() -> dict[str, list[list[str]]]:
     """Name -> commands (a script of this folder and its flags), with DATA for the folder of the corpora."""
-    speech = ["--corpus", "speechocean762", "--data_dir", "DATA/speechocean762"]
-    union = ["--corpus", ",".join(UNION), "--data_dir", "DATA/speechocean762,DATA/more_speakers"]
-    union += ["--corpus_options", json.dumps(UNION), "--recipe", str(RECIPES / "speakers-plus.yaml")]
+    recipe = ["--recipe", str(RECIPES / "speakers-plus.yaml")]
+    trained = [name for name in TABLE_METHODS if not METHODS[name].from_scratch]  # those that another base changes
     return {
-        "emodb": [results("emodb", FIRST)],
-        "ravdess": [results("ravdess", FIRST)],
-        "methods": [results("emodb", ALL), results("ravdess", ALL)],
-        "plus": [*pretrain("plus", *union), candidates("emodb"), candidates("ravdess")],
-        "folds": [results("emodb", FIRST, protocol="5fold"), results("emodb", FIRST, labels=FOUR)],
+        "emodb": [results("emodb", MAIN_METHODS)],
+        "ravdess": [results("ravdess", MAIN_METHODS)],
+        "methods": [results("emodb", METHODS), results("ravdess", METHODS)],
+        "plus": [*pretrain("plus", MORE_SPEAKERS, *recipe), candidates("emodb"), candidates("ravdess")],
+        "folds": [results("emodb", MAIN_METHODS, protocol="5fold"), results("emodb", MAIN_METHODS, labels=FOUR)],
         "fifty": [
-            *pretrain("50", *speech, "--num_speakers", "50"),
-            results("emodb", ON_BASES, out="results/emodb-loso-paper-50", **on_bases("50")),
-            results("ravdess", ON_BASES, out="results/ravdess-emobox6-paper-50", **on_bases("50")),
+            *pretrain("50", SPEAKERS, "--num_speakers", "50"),
+            results("emodb", trained, out="results/emodb-loso-paper-50", **on_bases("50")),
+            results("ravdess", trained, out="results/ravdess-emobox6-paper-50", **on_bases("50")),
         ],
     }
 

@@ -4,10 +4,11 @@
 
 One command after another: training/cross_validate.py; benchmarks/references.py, where the extra `bench` is
 installed, and the table again with the references in it; for a folder in results/, training/results_page.py.
-The first that fails ends it, with its exit code. Started again it goes on where it stopped. Flags that are not
-listed here are cross_validate.py's.
+The first that fails ends it, with its exit code. Started again it resumes what was stopped. Flags that are not listed
+here are cross_validate.py's.
 """
 
+import itertools
 import os
 import shlex
 import subprocess
@@ -17,11 +18,17 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from hf_s2e.evaluation.results import TABLE_METHODS, TABLE_RUNS, default_protocol, folder_name
+from hf_s2e.evaluation.protocols import default_protocol
 from hf_s2e.training.arguments import ProtocolArguments, split_names
+from hf_s2e.training.methods import TABLE_METHODS
 from hf_s2e.training.recipe import Recipe
+from hf_s2e.training.result_folder import TABLE_RUNS, folder_name, portable
 
 ROOT = Path(__file__).resolve().parents[1]
+# fields of `Arguments` that are variables of the Makefile; the others are among its CV_FLAGS
+VARIABLES = (
+    "corpus", "data_dir", "methods", "protocol", "runs", "labels", "recipe", "base", "plain_base", "out", "accelerate",
+)  # fmt: skip
 # few voices and few steps: every file of a result in a minute or two on two cores, and no result
 TOY = {"methods": "fine_tune,residual_adapter", "runs": 1}
 TOY_VOICES = '{"num_speakers": 3, "utterances_per_label": 3}'
@@ -30,8 +37,8 @@ TOY_FLAGS = ["--max_train_steps", "4", "--per_device_train_batch_size", "16", "-
 
 @dataclass
 class Arguments(ProtocolArguments):
-    protocol: str | None = field(default=None, metadata={"help": "by default emobox6 for ravdess, else loso"})
-    methods: str | None = field(default=None, metadata={"help": "by default all six of the table"})
+    protocol: str | None = field(default=None, metadata={"help": "by default the corpus' own: emobox6, or loso"})
+    methods: str | None = field(default=None, metadata={"help": "by default all of the table"})
     runs: int | None = field(default=None, metadata={"help": f"by default {TABLE_RUNS}"})
     recipe: str | None = field(default=None, metadata={"help": "a YAML file; by default the paper's settings"})
     base: str = field(default=str(ROOT / "hub_cards/s2e-resnet20-adapter"), metadata={"help": "with adapters"})
@@ -64,6 +71,20 @@ def set_defaults(args: Arguments, rest: list[str]) -> list[str]:
     return [*TOY_FLAGS, *rest] if toy else rest  # the last of two equal flags counts
 
 
+def make_command(given: Arguments, rest: list[str]) -> str:
+    """The `make results` line that says the same, as it may be published; $ is make's own sign."""
+    changed = {
+        one.name: getattr(given, one.name)
+        for one in fields(given)
+        if one.name == "corpus" or getattr(given, one.name) != one.default
+    }
+    words = {name: portable(flags(**{name: value}), ROOT) for name, value in changed.items()}
+    variables = {name.upper(): words.pop(name)[-1] for name in VARIABLES if name in words}
+    variables["CV_FLAGS"] = shlex.join([*itertools.chain(*words.values()), *portable(rest, ROOT)])
+    said = [f"{name}={shlex.quote(value.replace('$', '$$'))}" for name, value in variables.items() if value]
+    return " ".join(["make results", *said])
+
+
 def flags(**values) -> list[str]:
     """`--name value` for what is set, `--name` for what is True."""
     pairs = [[f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in values.items() if value]
@@ -88,6 +109,7 @@ def run(*command: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser(Arguments, description=__doc__, allow_abbrev=False)
     args, rest = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    command = make_command(args, rest)
     rest = set_defaults(args, rest)
     # accelerate gives a process one thread, unless told otherwise
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
@@ -99,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *shlex.split(args.accelerate)]
     bases = {"model_name_or_path": args.base, "plain_model_name_or_path": args.plain_base}
     validate = [*launch, str(ROOT / "training/cross_validate.py"), *corpus, *decode]
-    validate += [*flags(methods=args.methods, runs=args.runs, recipe=args.recipe, **bases), *rest]
+    validate += [*flags(methods=args.methods, runs=args.runs, recipe=args.recipe, **bases), *rest, "--command", command]
     run(*validate)
 
     missing = "the voices are made up" if args.corpus == "toy" else missing_for_references()

@@ -3,7 +3,7 @@
     python training/results_page.py [--results results] [--output docs/results.md]
 
 A folder is shown if it holds summary.json (training/cross_validate.py) or, alone, references.json
-(benchmarks/references.py); what else there is of audit.json, settings.json, protocol.json, folds/ and the plots
+(benchmarks/references.py); what else there is of audit.json, settings.json, protocol.json, runs.json and the plots
 adds to it, and what was not run is said.
 """
 
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from hf_s2e.evaluation.protocols import Protocol
 from hf_s2e.evaluation.reports import markdown_table, origin, without_hearing
-from hf_s2e.evaluation.results import TABLE_METHODS, TABLE_RUNS, environments, finished_folds, make_command
+from hf_s2e.training.methods import TABLE_METHODS
+from hf_s2e.training.result_folder import TABLE_RUNS, ResultFolder
 from hf_s2e.training.runtime import readable_errors
 
 HEAD = """\
@@ -93,8 +94,7 @@ def best(references: dict | None) -> str:
 def section(one: dict, link: str) -> Iterator[str]:
     """A folder with summary.json."""
     summary, folder = one["summary"], one["folder"]
-    here, seed = f"{link}/{folder.name}", one["protocol"].seed if one["protocol"] else 0
-    name, recipe = summary["protocol"]["name"], summary["recipe"]
+    here, name, recipe = f"{link}/{folder.name}", summary["protocol"]["name"], summary["recipe"]
     yield f"## {summary['corpus']}, {len(summary['classes'])} classes, {name}, recipe {recipe}\n"
     yield markdown_table(summary)
     if (folder / "references.md").is_file():
@@ -102,10 +102,12 @@ def section(one: dict, link: str) -> Iterator[str]:
     yield from plots(summary, folder, here)
     if one["audit"]:
         yield audit(one["audit"], here) + "\n"
-    if ran := environments(folder):
+    if ran := ResultFolder(folder).environments():
         yield f"Fold-runs kept, those of unfinished runs too: {'; '.join(ran_on(*each) for each in ran)}.\n"
-    yield "This command makes it, where DIR holds the corpus, and goes on where a run stopped:\n"
-    yield f"```bash\n{make_command(folder, summary, one['settings'] or {}, seed)}\n```\n"
+    if commands := (one["settings"] or {}).get("commands"):
+        made_by = "This command makes it" if len(commands) == 1 else "These commands made it"
+        yield f"{made_by}, where DIR holds the corpus, and resumes a run that was stopped:\n"
+        yield "```bash\n{}\n```\n".format("\n".join(commands))
     yield "Not run:\n"
     yield from (f"- {line}" for line in [*not_run(one)] or [f"nothing; every method has {TABLE_RUNS} runs or more"])
     yield ""
@@ -154,11 +156,11 @@ def not_run(one: dict) -> Iterator[str]:
         if limit := (one["settings"] or {}).get(key):
             yield f"the whole recipe: no training had more than {limit} {what}"
     if protocol:
-        yield from not_shown(finished_folds(one["folder"], protocol), rows, len(protocol.folds))
+        yield from not_shown(ResultFolder(one["folder"]).folds_by_run(), rows, len(protocol.folds))
 
 
 def not_shown(finished: dict[tuple[str, int], set[str]], rows: dict, folds: int) -> Iterator[str]:
-    """Fold-runs that lie in folds/ and are not in the table."""
+    """Fold-runs that are kept and not in the table."""
     for (method, run), done in finished.items():
         if len(done) < folds:
             yield f"{method}, run {run + 1}: begun, {len(done)} of {folds} folds, not in the table"

@@ -70,7 +70,7 @@ def plot_bars(summary, path, *, title=None):
 
 
 def plot_audit(report, path, *, title=""):
-    """A report of `hf_s2e.audit.audit`: durations, speakers by class, and what predicts the label alone."""
+    """A report of `hf_s2e.evaluation.audit.audit`: durations, speakers by class, and what predicts the label alone."""
     counts = report["counts"]
     figure, (left, middle, right) = _figure(15, 4.6, panels=3, ratios=(1.2, 1.2, 1))
     classes = [name for name, number in counts["classes"].items() if number]
@@ -128,7 +128,7 @@ def _accuracy_panel(axes, counts):
         "duration": counts.get("ua_by_duration"),
     }
     bars = {name: value for name, value in bars.items() if value is not None}
-    axes.set_title("UA without hearing the emotion")
+    axes.set_title("Trivial baselines")
     if not bars:
         axes.text(0.5, 0.5, "does not apply", ha="center", transform=axes.transAxes)
         axes.set_axis_off()

@@ -148,7 +148,7 @@ def origin(reference) -> str:
 
 
 def audit_text(report, title="corpus") -> str:
-    """The report of `hf_s2e.audit.audit` for people: the counts, then each finding with its first files."""
+    """The report of `hf_s2e.evaluation.audit.audit` for people: the counts, then each finding with its first files."""
     counts = report["counts"]
     sizes = [sum(labels.values()) for labels in counts["speakers"].values()]
     lines = [f"{title}: {counts['files']} files, {counts['hours']:.2f} h"]
@@ -176,7 +176,7 @@ def audit_text(report, title="corpus") -> str:
 
 
 def without_hearing(counts):
-    """The UA that something else than the emotion reaches, in words, from an audit's `counts`."""
+    """The trivial baselines of an audit's `counts` in words: the UA that something else than the emotion reaches."""
     return [
         f"{'no more than chance' if counts[key] <= counts['chance_ua'] else f'{counts[key]:.1f} %'} from {what}"
         for key, what in AUDIT_ACCURACIES.items()

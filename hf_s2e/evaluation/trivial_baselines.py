@@ -1,4 +1,4 @@
-"""The UA that something other than emotion reaches alone: who speaks, or how long it takes.
+"""Trivial baselines: the UA that something other than emotion reaches alone, who speaks or how long it takes.
 
 A fold is (name, train, validation, test) with row numbers. Accuracies are in percent, over the test parts of
 all folds together.

@@ -53,6 +53,8 @@ METHODS = {
     ),
     "bn_only": Method(("bn", "fc"), makes_adapter=True, adapter_inits=("source",)),
 }
+MAIN_METHODS = ("plain", "fine_tune", "residual_adapter")  # the paper's claim is about these
+TABLE_METHODS = tuple(name for name in METHODS if name != "residual_adapter_source")
 
 
 def check_method(method: str, base: str | None) -> None:

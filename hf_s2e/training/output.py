@@ -118,7 +118,7 @@ def prediction_table(dataset, utterances: Sequence[int], posteriors: np.ndarray,
             "speaker": ["" if speaker is None else str(speaker) for speaker in part["speaker"]],
             "label": np.asarray(part["label"]),
             "prediction": posteriors.argmax(axis=1),
-            "posterior": [row.round(6).tolist() for row in posteriors],
+            "posterior": list(posteriors.round(4).astype(np.float32)),
         }
     )
 

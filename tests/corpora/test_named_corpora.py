@@ -3,6 +3,8 @@
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -53,6 +55,14 @@ def test_names():
     assert set(list_corpora()) == set(f"{emotion} {speakers} {anything}".split())
     with pytest.raises(CorpusError, match="no corpus 'iemocapp'; known are iemocap"):
         load_corpus("iemocapp")
+
+
+def test_corpora_know_nothing_of_their_evaluation():
+    code = "import sys; from hf_s2e import corpora; [corpora.about(name) for name in corpora.list_corpora()]; "
+    code += "assert 'hf_s2e.corpora.toy' in sys.modules; print(*sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    own = {name.split(".")[1] for name in imported if name.startswith("hf_s2e.")}
+    assert own == {"audio", "auto_classes", "corpora", "model"}
 
 
 # EmoDB

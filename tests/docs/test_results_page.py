@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +11,7 @@ from training_tools import script
 
 from hf_s2e.evaluation.protocols import Fold, Protocol
 from hf_s2e.evaluation.reports import summarize
-from hf_s2e.evaluation.results import TABLE_METHODS, finished_folds, make_command
+from hf_s2e.training.methods import TABLE_METHODS
 
 page = script("results_page")
 SPEAKERS = ("a", "b", "c")
@@ -31,7 +30,6 @@ PROTOCOL = Protocol(
 CHOICE = {
     "rule": "By the UA on validation speakers.",
     "candidates": ["paper", "plus"],
-    "files": ["paper.yaml", "mine/plus.yaml"],
     "chosen": {"fine_tune": {"a": "paper", "b": "paper", "c": "plus"}, "plain": dict.fromkeys(SPEAKERS, "plus")},
     "validation_ua": {
         "fine_tune": {
@@ -42,6 +40,10 @@ CHOICE = {
         "plain": {name: {"paper": 50.125, "plus": 60.5} for name in SPEAKERS},
     },
 }
+
+
+ENVIRONMENT = {"device": "some GPU", "mixed_precision": "bf16", "git_revision": "a1" * 20, "git_changed": True}
+ENVIRONMENT |= dict.fromkeys(["python", "torch", "transformers", "accelerate"], "9.9")
 
 
 def summary(runs: dict[str, int], **others) -> dict:
@@ -67,10 +69,14 @@ def write(folder: Path, **files) -> Path:
     return folder
 
 
-def fold_runs(folder: Path, *names: str) -> None:
-    (folder / "folds").mkdir(exist_ok=True)
+def fold_runs(folder: Path, *names: str, **facts) -> None:
+    """runs.json, with these fold-runs among others: method--folds--runN."""
+    runs, file = {}, folder / "runs.json"
     for name in names:
-        (folder / "folds" / f"{name}.parquet").touch()
+        method, folds, run = name.split("--")
+        runs[name] = {"method": method, "folds": folds.split("+"), "run": int(run.removeprefix("run")), "part": "test"}
+        runs[name] |= {"environment": ENVIRONMENT, **facts}
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.is_file() else {}) | runs))
 
 
 def written(results: Path, output: Path) -> str:
@@ -135,12 +141,9 @@ def test_the_choice_of_recipes_is_shown(tmp_path):
     assert CHOICE["rule"] in text
     head = "| mean UA on validation speakers, folds that took it | fine_tune | plain |\n|---|---|---|\n"
     assert head + "| paper | 63.33, 2 | 50.12, 0 |\n| plus | 70.00, 1 | 60.50, 3 |\n" in text
-    assert "CV_FLAGS='--candidates paper.yaml,mine/plus.yaml'" in text
 
 
 def test_where_it_ran_and_what_the_audit_found(tmp_path):
-    environment = {"device": "some GPU", "mixed_precision": "bf16", "git_revision": "a1" * 20, "git_changed": True}
-    environment |= dict.fromkeys(["python", "torch", "transformers", "accelerate"], "9.9")
     audit = {"findings": [{"severity": "warning", "kind": "silent", "message": "3 files", "files": []}]}
     audit["counts"] = {
         "chance_ua": 50.0,
@@ -151,7 +154,8 @@ def test_where_it_ran_and_what_the_audit_found(tmp_path):
     limited = {"mixed_precision": "bf16", "max_train_steps": 7}
     folder = tmp_path / "results" / "emodb-loso-paper"
     write(folder, summary=summary({"plain": 1}), audit=audit, settings=limited)
-    write(folder / "folds", **{f"plain--{fold}--run0": {"environment": environment} for fold in "ab"}, other={})
+    fold_runs(folder, "plain--a--run0", "plain--b--run0")
+    fold_runs(folder, "plain--c--run0", part="validation")  # by which a fold chose its recipe
     for name in ("bars", "confusion-plain"):
         (folder / f"{name}.png").touch()
     (tmp_path / "docs").mkdir()
@@ -176,62 +180,25 @@ def test_references_alone_are_a_table(tmp_path):
     assert "plain, feature_extractor, fine_tune" in text.partition("Not run:")[2]
 
 
-@pytest.mark.parametrize(
-    "folder, changed, said",
-    [
-        ("emodb-loso-paper", {}, "make results CORPUS=emodb DATA_DIR=DIR"),
-        ("emodb2-loso-paper", {}, "make results CORPUS=emodb DATA_DIR=DIR LABELS=calm,upset"),
-        ("else", {}, "make results CORPUS=emodb DATA_DIR=DIR LABELS=calm,upset OUT=results/else"),
-        ("ravdess-loso-paper", {"corpus": "ravdess"}, "PROTOCOL=loso"),
-        (
-            "emodb-loso-paper",
-            {"protocol": {"name": "loso", "speaker_disjoint": False}},
-            "DATA_DIR=DIR CV_FLAGS=--no_speaker_ids",
-        ),
-    ],
-)
-def test_the_command_says_what_is_not_default(folder, changed, said):
-    command = make_command(Path(folder), summary({"plain": 1}, **changed), {"mixed_precision": "no"})
-    assert command.endswith(said)
-
-
-def test_the_command_repeats_settings():
-    settings = {"seed": 3, "max_train_steps": None, "mixed_precision": "bf16"}
-    made = summary({"residual_adapter_source": 5})
-    command = make_command(Path("emodb-loso-paper"), made, settings, protocol_seed=2)
-    assert "bn_only,residual_adapter_source RUNS=5" in command
-    assert "ACCELERATE='--mixed_precision bf16' CV_FLAGS='--seed 3 --protocol_seed 2'" in command
-
-
-def test_the_command_survives_make():
-    """$ is make's own sign, and what a shell needs quoted, make hands on."""
-    sources = {"corpus_options": json.dumps({"speaker_pattern": r"_(\w+)\.wav$"}), "not_strict": True}
-    command = make_command(Path("emodb-loso-paper"), summary({"plain": 1}), {"sources": sources})
-    makefile = ".PHONY: results\nresults:\n\t@printf '%s\\n' $(CV_FLAGS)\n"
-    said = subprocess.run(
-        ["bash", "-c", command.replace("make", "make --no-print-directory -f -", 1)],
-        input=makefile,
-        text=True,
-        capture_output=True,
-    ).stdout.splitlines()
-    assert said == ["--not_strict", "--corpus_options", sources["corpus_options"]]
-
-
-def test_the_command_says_where_recipe_and_bases_are():
-    sources = {"recipe": "mine/plus.yaml", "adapter": "out/base", "plain": "hub_cards/s2e-resnet20-plain"}
-    sources |= {"recipe_changes": {"lr_drop_epochs": [2, 3], "weight_decay": 0.0, "random_crop": False}}
-    settings = {"sources": sources, "gradient_accumulation_steps": 2}
-    made = summary({"plain": 1}, recipe="plus-changed")
-    command = make_command(Path("emodb-loso-plus-changed"), made, settings)
-    assert "RECIPE=mine/plus.yaml BASE=out/base CV_FLAGS=" in command
-    flags = "--gradient_accumulation_steps 2 --lr_drop_epochs 2 3 --weight_decay 0.0 --random_crop False"
-    assert f"CV_FLAGS='{flags}'" in command
+def test_the_commands_are_those_that_were_written_down(tmp_path):
+    made, folder = summary({"plain": 3}), tmp_path / "results" / "emodb-loso-paper"
+    write(folder, summary=made, settings={"commands": ["make results CORPUS=emodb"]})
+    text = written(tmp_path / "results", tmp_path / "page.md")
+    assert "This command makes it, where DIR" in text and "```bash\nmake results CORPUS=emodb\n```" in text
+    write(folder, settings={"commands": ["make results METHODS=plain", "accelerate launch it"]})
+    text = written(tmp_path / "results", tmp_path / "page.md")
+    assert "These commands made it" in text and "```bash\nmake results METHODS=plain\naccelerate launch it\n```" in text
+    write(folder, settings={})
+    assert "```bash" not in written(tmp_path / "results", tmp_path / "page.md")
 
 
 def test_folds_that_share_a_training_are_counted_apart(tmp_path):
-    fold_runs(tmp_path, "plain--a+b--run0", "plain--c--run0", "plain--a--run1", "plain--other--run2", "half.part")
-    found = finished_folds(tmp_path, PROTOCOL)
-    assert found == {("plain", 0): {"a", "b", "c"}, ("plain", 1): {"a"}}
+    folder = write(tmp_path / "results" / "emodb-loso-paper", summary=summary({"fine_tune": 1}))
+    PROTOCOL.save(folder / "protocol.json")
+    fold_runs(folder, "plain--a+b--run0", "plain--c--run0", "plain--a+c--run1")
+    text = written(tmp_path / "results", tmp_path / "page.md")
+    assert "plain, run 2: begun, 2 of 3 folds" in text and "plain, run 1" not in text
+    assert "plain: a new table (`--report_only`), 1 runs are whole and 0 in the one above" in text
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path):

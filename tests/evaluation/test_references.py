@@ -11,6 +11,7 @@ from training_tools import BENCHMARKS, script
 
 from hf_s2e.evaluation.protocols import Protocol
 from hf_s2e.evaluation.reports import summarize
+from hf_s2e.training.result_folder import ResultFolder
 from hf_s2e.training.wave_store import WaveStore
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra bench or dev)")
@@ -159,12 +160,18 @@ def test_paired_tests_with_the_networks_of_the_folder(run, tmp_path):
     protocol["hash"] = json.loads((folder / "references.json").read_text())["own_svm"]["protocol"]
     facts = {"corpus": "toy", "recipe": "paper", "base": "b", "classes": ["neutral", "happy", "sad", "angry"]}
     summary = summarize(network, protocol=protocol, trained_parameters={"residual_adapter": 5}, **facts)
-    network.to_parquet(folder / "predictions.parquet")
+    kept = ResultFolder(folder)
+    for fold, rows in network.groupby("fold"):
+        facts = {"method": "residual_adapter", "run": 0, "folds": [fold], "recipe": "paper", "part": "test"}
+        kept.keep(fold, facts | {"trained_parameters": 5}, rows)
+    kept.keep("begun", facts | {"run": 1, "trained_parameters": 5}, rows.assign(run=1))  # one fold of a further run
+    kept.merge()
     (folder / "summary.json").write_text(json.dumps(summary))
     run(loudness_and_pitch)
     text = (folder / "references.md").read_text()
     ua = json.loads((folder / "references.json").read_text())["own_svm"]["ua"]
     assert f"| own_svm | residual_adapter | {ua - 100:+.2f} |" in text
+    assert "| residual_adapter | 100.00 | 100.00 | 100.00 | 100.0 to 100.0 | 1 | 5 |" in text
     assert "not corrected for 3 comparisons" in text and "| majority_class | own_svm |" not in text
     assert set(pd.read_parquet(folder / "references.parquet")["method"]) == NAMES
     assert Protocol.load(folder / "protocol.json").hash == protocol["hash"]

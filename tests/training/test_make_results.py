@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT
 from training_tools import SCRIPTS, script
 
-from hf_s2e.evaluation.results import TABLE_METHODS
+from hf_s2e.training.methods import TABLE_METHODS
+from hf_s2e.training.result_folder import ResultFolder
 
 results = script("results")
 
@@ -55,11 +56,14 @@ def test_a_toy_result_end_to_end(work, tmp_path, monkeypatch, capfd):
     out = tmp_path / "out"
     results.main(work.flags(base=work.adapter, plain_base=work.plain, out=out, num_train_epochs=1))
     said = capfd.readouterr().out
-    assert "6 fold-runs, 0 finished before" in said and len([*(out / "folds").glob("*.parquet")]) == 6
+    assert "6 fold-runs, 0 finished before" in said and len(ResultFolder(out).finished()) == 6
     assert (out / "table.md").read_text() in said
     assert "The references were left out" in said and "the numbers mean nothing" in said
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary["methods"]) == {"fine_tune", "residual_adapter"} and summary["recipe"] == "few-steps"
+    (command,) = json.loads((out / "settings.json").read_text())["commands"]
+    assert command.startswith("make results CORPUS=toy DATA_DIR=DIR BASE=adapter PLAIN_BASE=plain OUT=out CV_FLAGS=")
+    assert str(tmp_path) not in command
 
 
 @pytest.mark.slow
@@ -86,6 +90,7 @@ def test_everything_in_its_order(commands):
     assert [name for name, _ in ran] == ["cross_validate", "references", "cross_validate", "results_page"]
     first, references, second, _ = (command for _, command in ran)
     assert second == [*first, "--report_only"]
+    assert value(first, "--command") == "make results CORPUS=ravdess DATA_DIR=DIR"
     for command in (first, references):
         assert value(command, "--data_dir") == "/some where/ravdess" and value(command, "--protocol") == "emobox6"
         assert value(command, "--output_dir") == str(ROOT / "results" / "ravdess-emobox6-paper")
@@ -155,6 +160,37 @@ def test_the_first_failure_ends_it_with_its_code(commands, name, code, after):
     with pytest.raises(SystemExit) as ended:
         results.main(["--corpus", "emodb"])
     assert ended.value.code == code and len(ran) == after
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (["LABELS=sad,happy", "RUNS=5"], "RUNS=5 LABELS=sad,happy"),
+        (["OUT={root}/results/mine", "BASE={root}/out/base"], "BASE=out/base OUT=results/mine"),
+        (["RECIPE=/home/me/plus.yaml", "OUT=out"], "RECIPE=plus.yaml OUT=out"),
+        (["ACCELERATE=--mixed_precision bf16"], "ACCELERATE='--mixed_precision bf16'"),
+        (["CV_FLAGS=--protocol_seed 2 --cache_dir /scratch"], "CV_FLAGS='--protocol_seed 2'"),
+        (
+            ["OUT=out", "CV_FLAGS=--lr_drop_epochs 2 3 --weight_decay 0.0 --candidates {root}/a.yaml,b.yaml"],
+            "OUT=out CV_FLAGS='--lr_drop_epochs 2 3 --weight_decay 0.0 --candidates a.yaml,b.yaml'",
+        ),
+    ],
+)
+def test_the_command_is_the_one_that_was_given(commands, given, said):
+    results.main(make("CORPUS=emodb", "DATA_DIR=data", *(text.format(root=ROOT) for text in given)))
+    assert value(commands[0][0][1], "--command") == f"make results CORPUS=emodb DATA_DIR=DIR {said}"
+
+
+def test_the_command_survives_make(commands):
+    """$ is make's own sign, and what a shell needs quoted, make hands on."""
+    options = json.dumps({"speaker_pattern": r"_(\w+)\.wav$"})
+    results.main(["--corpus", "folder", "--corpus_options", options, "--not_strict"])
+    said = value(commands[0][0][1], "--command")
+    commands[0].clear()
+    results.main(make(*shlex.split(said)[2:]))
+    validate = commands[0][0][1]
+    assert value(validate, "--corpus_options") == options and "--not_strict" in validate
+    assert value(validate, "--command") == said
 
 
 def test_the_commands_of_the_committed_page_make_its_folders(commands):
