@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 from training_tools import script
 
+from hf_s2e.corpora import about
 from hf_s2e.training.checkpoints import STATE_FILE
 
 
@@ -30,6 +31,8 @@ def test_every_command_can_be_read_by_its_script(experiments, capsys):
         if line[at].endswith("pretrain.py"):
             args, _ = parsed(pretrain.Arguments, flags)
             assert args.output_dir.startswith("out/bases/")
+            assert all(about(name) for name in args.corpus.split(","))  # the card of the base has their licences
+            assert args.corpus.count(",") == args.data_dir.count(",")
         else:
             parser = results.HfArgumentParser(results.Arguments, allow_abbrev=False)
             args, rest = parser.parse_args_into_dataclasses(args=flags, return_remaining_strings=True)
