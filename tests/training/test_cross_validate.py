@@ -288,7 +288,7 @@ def test_each_fold_chooses_its_recipe_without_its_test_speakers(work, tmp_path, 
 def test_what_rests_on_nothing_may_change(tmp_path):
     """Only what was trained locks what it was made with."""
     check = script("cross_validate").check_settings
-    slow, fast = asdict(Recipe(learning_rate=0.01)), asdict(Recipe(learning_rate=0.1))
+    slow, fast = dataclasses.asdict(Recipe(learning_rate=0.01)), dataclasses.asdict(Recipe(learning_rate=0.1))
 
     def noted(recipes, start="a", protocol="loso"):
         settings = {"protocol": protocol, "recipe": dict(recipes), "candidates": list(recipes)}
