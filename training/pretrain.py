@@ -66,7 +66,8 @@ class Arguments(RepoArguments):
     remove_dc: bool = field(default=False, metadata={"help": "take each segment's mean away before the spectrogram"})
     model_name_or_path: str | None = field(default=None, metadata={"help": "a base whose filters training starts with"})
     teacher: list[str] = field(
-        default_factory=list, metadata={"help": "NAME[:LAYER] of networks to learn from, folders or Hub ids"}
+        default_factory=list,
+        metadata={"action": "extend", "help": "NAME[:LAYER] of networks to learn from, folders or Hub ids"},
     )
     num_speakers: int | None = field(default=None, metadata={"help": "train on so many, drawn by --speaker_seed"})
     speaker_seed: int = 0

@@ -20,8 +20,9 @@ COMMANDS = [shlex.split(line) for line in LINES]
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "accelerate"], ids=lambda c: c[2])
 def test_the_scripts_take_what_is_shown(command):
-    module = script(command[2].removeprefix("training/").removesuffix(".py"))
-    args, _ = parse_arguments(module.Arguments, {}, command[3:])
+    first = next(i for i, word in enumerate(command) if word.startswith("training/"))
+    module = script(command[first].removeprefix("training/").removesuffix(".py"))
+    args, _ = parse_arguments(module.Arguments, {}, command[first + 1 :])
     for file in (getattr(args, "candidates", None) or args.recipe).split(","):
         assert (ROOT / file).is_file()
     assert (ROOT / args.model_name_or_path / "config.json").is_file()
@@ -32,9 +33,10 @@ def test_the_other_commands_exist():
     assert [command[:2] for command in others] == [
         ["make", "results"],
         ["make", "experiments"],
+        ["make", "base-campplus"],
         ["python", "benchmarks/training_speed.py"],
     ]
-    for target in ("results", "experiments"):
+    for target in ("results", "experiments", "base-campplus"):
         assert re.search(f"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 

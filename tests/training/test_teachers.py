@@ -244,13 +244,13 @@ def test_the_script(work, teachers, tmp_path, monkeypatch):
     flags = {"output_dir": tmp_path / "base", "num_train_epochs": 1, "per_device_train_batch_size": 5}
     flags |= {"min_seconds": 0.5, "held_out_speakers": 0, "max_train_samples": 4, "repo_id": "me/taught"}
     words = ["--no-adapters", "--remove_dc", "--speeds", "0.8", "1.0"]
-    words += ["--teacher", f"{teachers['whisper']}:1", teachers["campplus"]]
+    words += ["--teacher", f"{teachers['whisper']}:1", "--teacher", teachers["campplus"]]
     script("pretrain").main(work.flags(**flags) + words)
     model = S2EForAudioClassification.from_pretrained(tmp_path / "base")
     assert model.config.remove_dc and not model.config.adapters
     model.add_adapter("emo", labels=["a", "b"])
     method = read(tmp_path / "base" / "training.json")["method"]
-    assert method.startswith("speaker classification, distilled from") and "whisper" in method
+    assert method.startswith("speaker classification, distilled from") and "whisper" in method and "campplus" in method
     forget_accelerator()
     again = [*words, "--model_name_or_path", str(tmp_path / "base"), "--loss", "none"]
     script("pretrain").main(work.flags(**flags | {"output_dir": tmp_path / "second"}) + again)
