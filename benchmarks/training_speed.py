@@ -111,8 +111,8 @@ def loop_speed(method: str, args, device: torch.device, *, bf16: bool, compiled:
     )
     task = synthetic_task(seconds=4 * math.ceil(args.steps * args.batch_size / 3))  # 3 segments every 4 s
     recipe = Recipe(num_train_epochs=2, per_device_train_batch_size=args.batch_size)
-    alone = method != "pretrain"  # as cross_validate.py trains; pretrain.py goes through accelerator.prepare
-    history = train(accelerator, network(method), task, recipe, description=method, alone=alone)
+    independent = method != "pretrain"  # as cross_validate.py trains; pretrain.py goes through accelerator.prepare
+    history = train(accelerator, network(method), task, recipe, description=method, independent=independent)
     return history[-1]["segments_per_second"]
 
 

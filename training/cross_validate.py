@@ -248,7 +248,7 @@ def run_job(study: Study, protocol: Protocol, job: Job) -> tuple[pd.DataFrame, d
         seed=seed,
         max_train_steps=args.max_train_steps,
         description=job.name,
-        alone=True,
+        independent=True,
     )
     rows = []
     for fold in job.folds:

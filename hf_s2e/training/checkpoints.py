@@ -1,4 +1,4 @@
-"""How far a run is: loss and speed of its epochs, and checkpoints to go on from."""
+"""How far a run is: loss and speed of its epochs, and checkpoints to resume from."""
 
 import json
 import math
@@ -28,13 +28,13 @@ class Meter:
 
     Args:
         bar: a tqdm bar that shows them.
-        accelerator: the sums are taken over its processes, or not, with `alone`.
+        accelerator: the sums are taken over its processes, but not in an `independent` run.
         before: the `totals` of the epoch so far, where a resumed run begins in its middle.
     """
 
-    def __init__(self, bar, accelerator: Accelerator, alone: bool, before: list[float] | None = None):
+    def __init__(self, bar, accelerator: Accelerator, independent: bool, before: list[float] | None = None):
         self.bar, self.accelerator = bar, accelerator
-        self.shared = accelerator.num_processes > 1 and not alone
+        self.shared = accelerator.num_processes > 1 and not independent
         self.before = torch.tensor(before or [0.0] * 4, dtype=torch.float64)
         # of this process since the start or the resumption: loss, batches, right answers, segments
         self.sums = torch.zeros(4, dtype=torch.float64)
@@ -93,7 +93,7 @@ class Checkpoints:
     Args:
         folder: where they lie; None writes none.
         every: steps from one to the next; None writes none.
-        settings: what two runs must have in common for one to go on from the other's checkpoint.
+        settings: what two runs must have in common for one to resume from the other's checkpoint.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path | None, every: int | None, settings: dict[str, Any]):
@@ -153,7 +153,7 @@ class Checkpoints:
                 self.accelerator.load_state(str(folder))
         except _UNREADABLE as error:
             raise TrainingError(
-                f"The checkpoint {folder} cannot be read ({error}): remove it, and go on from the one before."
+                f"The checkpoint {folder} cannot be read ({error}): remove it, and resume from the one before."
             ) from error
         if differing:
             pairs = "; ".join(f"{n} {_brief(found.get(n))}, not {_brief(self.settings[n])}" for n in differing)
@@ -179,7 +179,7 @@ def refuse_other_checkpoints(folder: Path | None, resume_from: Path | None) -> N
 
     Args:
         folder: where this run is to write its own.
-        resume_from: the checkpoint that it goes on from; those beside it are of the same run.
+        resume_from: the checkpoint that it resumes from; those beside it are of the same run.
 
     Raises:
         TrainingError: there are some of an earlier run.
@@ -187,7 +187,7 @@ def refuse_other_checkpoints(folder: Path | None, resume_from: Path | None) -> N
     found = finished_checkpoints(folder) if folder else []
     if found and (resume_from is None or resume_from.resolve().parent != found[-1].resolve().parent):
         raise TrainingError(
-            f"{folder} holds checkpoints of an earlier run, the newest {found[-1].name}: go on from it with "
+            f"{folder} holds checkpoints of an earlier run, the newest {found[-1].name}: resume from it with "
             "--resume_from_checkpoint latest, choose another --output_dir, or delete that folder to start anew."
         )
 

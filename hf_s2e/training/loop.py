@@ -39,7 +39,7 @@ def train(
     resume_from: Path | None = None,
     description: str = "training",
     on_epoch=None,
-    alone: bool = False,
+    independent: bool = False,
     teachers: Sequence[TeacherTargets] = (),
 ) -> list[dict]:
     """Train whatever requires a gradient; returns one row an epoch (loss, accuracy, segments per second).
@@ -48,8 +48,8 @@ def train(
     speakers are then learnt from segments at their own speed only.
 
     Batch order and augmentation depend on `seed`, epoch and step alone: a run resumed from a checkpoint goes
-    on exactly as if it had not stopped. With `alone`, this process trains a network of its own, whatever the
-    others do.
+    on exactly as if it had not stopped. An `independent` run is this process' own, whatever
+    the others do.
 
     Each of several processes takes its own batches, so the batch of an optimiser step is that much larger.
     Where batch norm learns, each process normalises by its own share of it, and the first process's running
@@ -73,15 +73,15 @@ def train(
         model.train()
     torch.backends.cudnn.benchmark = accelerator.device.type == "cuda"  # shapes are fixed
     model.to(accelerator.device)
-    wrapped, optimizer, loader = _prepare(accelerator, model, make_optimizer(model, recipe), loader, alone)
+    wrapped, optimizer, loader = _prepare(accelerator, model, make_optimizer(model, recipe), loader, independent)
     scheduler = make_scheduler(optimizer, recipe, len(loader))
-    if not alone:  # a process of many trainings writes no checkpoints
+    if not independent:  # a process of many trainings writes no checkpoints
         accelerator.register_for_checkpointing(scheduler)
     features = Features(task, recipe, accelerator.device)
     total = recipe.num_train_epochs * len(loader)
     total = total if max_train_steps is None else min(total, max_train_steps)
     classes = model.config.num_labels
-    run = _Run(accelerator, wrapped, optimizer, scheduler, features, recipe, seed, classes, alone, teachers)
+    run = _Run(accelerator, wrapped, optimizer, scheduler, features, recipe, seed, classes, independent, teachers)
     checkpoints = Checkpoints(accelerator, checkpoint_dir, checkpointing_steps, settings)
     done = {} if resume_from is None else checkpoints.load(resume_from)
     run.step = done.get("step", 0)
@@ -107,10 +107,10 @@ def _batches(task: Task, recipe: Recipe, seed: int, device: torch.device) -> tup
     return segment_loader(data, device, batch_sampler=sampler), sampler
 
 
-def _prepare(accelerator: Accelerator, model, optimizer, loader: DataLoader, alone: bool) -> tuple:
-    """Model, optimiser and loader as accelerate runs them: this process's share, or all of it where it is alone."""
+def _prepare(accelerator: Accelerator, model, optimizer, loader: DataLoader, independent: bool) -> tuple:
+    """Model, optimiser and loader as accelerate runs them: this process's share, or all of it in an independent run."""
     segments, batch_size = len(loader.dataset), loader.batch_sampler.batch_size
-    if alone:
+    if independent:
         model, optimizer = _compiled(accelerator, model), accelerator.prepare_optimizer(optimizer)
         # all batches are this process's; accelerate sees the last, at which accumulated gradients are due
         loader = prepare_data_loader(loader, num_processes=1, process_index=0)
@@ -134,13 +134,13 @@ class _Run:
     recipe: Recipe
     seed: int
     num_classes: int
-    alone: bool
+    independent: bool
     teachers: Sequence[TeacherTargets] = ()
     step: int = 0
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimiser step; the loss and the number of segments recognised, still on the device."""
-        share = 0 if self.alone else self.accelerator.process_index  # alone, whichever process it is draws the same
+        share = 0 if self.independent else self.accelerator.process_index  # whichever process it is
         seed = (self.seed * 1_000_003 + self.step) * 1009 + share
         augment = Augment(self.recipe, seed, self.accelerator.device)
         labels = batch["labels"].to(self.accelerator.device, non_blocking=True)
@@ -199,7 +199,7 @@ def _loop(
         sampler.epoch, batches_done = divmod(run.step, len(loader))
         loader.dataset.epoch = sampler.epoch
         rate = run.scheduler.base_lrs[0] * run.scheduler.lr_lambdas[0](run.step - batches_done)
-        meter, before = Meter(bar, run.accelerator, run.alone, before), None
+        meter, before = Meter(bar, run.accelerator, run.independent, before), None
         for batch in skip_first_batches(loader, batches_done) if batches_done else loader:
             meter.update(*run.train_step(batch), len(batch["labels"]))
             bar.update()

@@ -54,7 +54,7 @@ def check_output(args: RepoArguments, *, adapter: bool) -> None:
 
 
 def find_checkpoint(args: RepoArguments) -> Path | None:
-    """The checkpoint to go on from.
+    """The checkpoint to resume from.
 
     Raises:
         SystemExit: there is none where one was asked for.

@@ -35,10 +35,10 @@ def make_accelerator(args: RunArguments) -> Accelerator:
             raise SystemExit(f"--report_to {args.report_to}: must be one of {TRACKERS}, and installed")
         tracking = {"log_with": args.report_to, "project_dir": str(run_folder(args))}
     # the first process of each machine decodes the corpus while the others wait
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    timeout = InitProcessGroupKwargs(timeout=timedelta(days=1))
     accelerator = Accelerator(
         gradient_accumulation_steps=getattr(args, "gradient_accumulation_steps", 1),
-        kwargs_handlers=[patience],
+        kwargs_handlers=[timeout],
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
         **tracking,
     )

@@ -60,7 +60,7 @@ def test_it_learns(work):
 
 def test_alone_is_the_same_as_one_process(work):
     together, losses = work.train(seed=2)
-    alone, others = work.train(seed=2, alone=True)
+    alone, others = work.train(seed=2, independent=True)
     assert losses == others and same_tensors(together, alone)
 
 
@@ -70,7 +70,7 @@ def test_alone_or_not_the_last_batches_of_an_epoch_are_learned_from(work):
     for alone in (False, True):
         model = work.model()
         accelerator = fresh_accelerator(gradient_accumulation_steps=4)
-        train(accelerator, model, work.task(model), recipe(1), seed=1, alone=alone)
+        train(accelerator, model, work.task(model), recipe(1), seed=1, independent=alone)
         trained.append(model)
     assert same_tensors(*trained)
 
@@ -96,7 +96,7 @@ from hf_s2e.training.recipe import Recipe
 work = Workbench(Path(sys.argv[1]))
 recipe = Recipe(num_train_epochs=1, per_device_train_batch_size=5)
 for seed in range(3):
-    work.train(recipe=recipe, seed=seed, alone=True, max_train_steps=2)
+    work.train(recipe=recipe, seed=seed, independent=True, max_train_steps=2)
     print(counters["stats"]["unique_graphs"])
 """
 
