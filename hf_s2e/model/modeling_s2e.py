@@ -65,10 +65,17 @@ class S2EHead(nn.Linear):
     """
 
     dropout = 0.0  # probability, in training; a recipe's
+    keep_statistics = False  # of `norm`, in training
 
     def __init__(self, width: int, classes: int, *, standardize: bool = False):
         super().__init__(width, classes)
         self.norm = nn.BatchNorm1d(width, affine=False) if standardize else None
+
+    def train(self, mode: bool = True) -> "S2EHead":
+        super().train(mode)
+        if self.norm is not None and self.keep_statistics:
+            self.norm.eval()
+        return self
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         if self.norm is not None:

@@ -27,6 +27,7 @@ def fit_head(model: S2EForAudioClassification, task: Task, recipe: Recipe, devic
         variance, mean = torch.var_mean(embeddings, dim=0, correction=0)
         head.norm.running_mean.copy_(mean)
         head.norm.running_var.copy_(variance)
+        head.keep_statistics = True  # which the weights are fitted to
         embeddings = (embeddings - mean) / (variance + head.norm.eps).sqrt()
     # on its own leaves, so that no gradient stays behind
     weight, bias = (torch.zeros_like(p, requires_grad=True) for p in (head.weight, head.bias))
