@@ -3,13 +3,15 @@
 import gc
 import os
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import jinja2
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+TEMPLATES = cache(jinja2.Template)  # compiled once
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,6 +88,7 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
         monkeypatch.setenv("HF_TOKEN", hub.token)
         impatient = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})  # between retries
+        monkeypatch.setattr("jinja2.Template", TEMPLATES)  # every push makes cards
         for module in ("file_download", "utils._http"):
             monkeypatch.setattr(f"huggingface_hub.{module}.time", impatient)
         yield hub

@@ -35,11 +35,12 @@ def recipe(epochs=3, **options) -> Recipe:
 
 @pytest.mark.parametrize("augmentation", [{}, AUGMENTED], ids=["as in the paper", "augmented"])
 def test_same_seed_same_run(work, augmentation):
-    first, losses = work.train(recipe=recipe(**augmentation), seed=3)
-    second, again = work.train(recipe=recipe(**augmentation), seed=3)
+    settings = recipe(2, **augmentation)
+    first, losses = work.train(recipe=settings, seed=3)
+    second, again = work.train(recipe=settings, seed=3)
     assert losses == again and same_tensors(first, second)
-    assert [row["step"] for row in losses] == [7, 14, 21]
-    third, other = work.train(recipe=recipe(**augmentation), seed=4)
+    assert [row["step"] for row in losses] == [7, 14]
+    third, other = work.train(recipe=settings, seed=4)
     assert other != losses and not same_tensors(first, third)
 
 
