@@ -35,22 +35,27 @@ def check_output(args: RepoArguments, *, adapter: bool) -> None:
     Raises:
         SystemExit: the folder cannot be written to, holds another kind of repo, or checkpoints of another run.
     """
-    folder = Path(args.output_dir)
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=args.output_dir) as probe:  # what permissions say is not always so
-            probe.write(b"0")
-        if new:  # for all that may yet be refused
-            folder.rmdir()
-    except OSError as error:
-        raise SystemExit(f"--output_dir {args.output_dir}: cannot be written to ({error}): choose another") from error
+    if PartialState().is_main_process:  # the one that writes; two would remove the folder from under each other
+        _probe(Path(args.output_dir))
     other = BASE_WEIGHTS if adapter else ADAPTER_WEIGHTS
     if Path(args.output_dir, other).exists():
         raise SystemExit(f"--output_dir {args.output_dir}: holds {other}, another kind of repo: choose another folder")
     if args.checkpointing_steps:
         with readable_errors():
             refuse_other_checkpoints(checkpoint_folder(args), find_checkpoint(args))
+
+
+def _probe(folder: Path) -> None:
+    """Write there, as what permissions say is not always so; a folder that is not there yet is not left behind."""
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"0")
+        if new:  # for all that may yet be refused
+            folder.rmdir()
+    except OSError as error:
+        raise SystemExit(f"--output_dir {folder}: cannot be written to ({error}): choose another") from error
 
 
 def find_checkpoint(args: RepoArguments) -> Path | None:
